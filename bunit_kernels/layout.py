@@ -1,0 +1,256 @@
+"""Where each unit of a stacked layer finds its channels and its weights.
+
+A *level* of a stacked layer is one block-diagonal convolution (or linear map). Its weights are
+packed into one tensor, unit after unit, each unit's block as ``[c_out, c_in, k, k]``:
+
+* all units alike: ``[sum(c_out), c_in, k, k]``, which is a grouped convolution's weight
+  (``[sum(c_out), c_in]`` for linear units);
+* otherwise, where no such shape exists: ``[n, 1, 1, 1]`` (``[n, 1]`` for linear units), flat, but
+  with the number of dimensions a weight has, so that filters which exempt vectors from weight
+  decay still see a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from .units import UnitSpec
+
+Units = str | UnitSpec | Sequence[str | UnitSpec | Sequence[int]]
+
+
+def resolve_units(units: Units, num_units: int | None = None) -> tuple[UnitSpec, ...]:
+    """One spec repeated ``num_units`` times, or one spec a unit.
+
+    Raises:
+        ValueError: no unit, ``num_units`` that contradicts the list, or units of different depth.
+    """
+    if isinstance(units, (str, UnitSpec)):
+        count = 1 if num_units is None else num_units
+        if type(count) is not int or count < 1:
+            raise ValueError(f"num_units must be an int of at least 1, got {count!r}")
+        return (UnitSpec(units),) * count
+    specs = tuple(UnitSpec(unit) for unit in units)
+    if not specs:
+        raise ValueError("a stacked layer needs at least one unit, got an empty list")
+    if num_units is not None and num_units != len(specs):
+        raise ValueError(f"num_units is {num_units}, but {len(specs)} units are listed")
+    depths = {spec.depth: spec for spec in specs}
+    if len(depths) > 1:
+        example = " and ".join(f"{spec} ({depth} levels)" for depth, spec in sorted(depths.items()))
+        raise ValueError(f"all units of a layer must have the same depth, got {example}")
+    return specs
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level: for each unit its ``(c_in, c_out, k)``; ``k`` is ``None`` for linear units."""
+
+    blocks: tuple[tuple[int, int, int | None], ...]
+    in_widths: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    out_widths: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    weight_sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    in_channels: int = field(init=False, repr=False, compare=False)
+    out_channels: int = field(init=False, repr=False, compare=False)
+    uniform: bool = field(init=False, repr=False, compare=False)
+    weight_shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        def put(name, value):
+            object.__setattr__(self, name, value)
+
+        put("in_widths", tuple(c_in for c_in, _, _ in self.blocks))
+        put("out_widths", tuple(c_out for _, c_out, _ in self.blocks))
+        put("weight_sizes", tuple(i * o * (1 if k is None else k * k) for i, o, k in self.blocks))
+        put("in_channels", sum(self.in_widths))
+        put("out_channels", sum(self.out_widths))
+        put("uniform", len(set(self.blocks)) == 1)
+        c_in, _, k = self.blocks[0]
+        kernel = () if k is None else (k, k)
+        if self.uniform:
+            put("weight_shape", (self.out_channels, c_in, *kernel))
+        else:
+            put("weight_shape", (sum(self.weight_sizes),) + (1,) * (1 + len(kernel)))
+
+    def block_shape(self, unit: int) -> tuple[int, ...]:
+        """Shape of one unit's weight: ``(c_out, c_in, k, k)``, or ``(c_out, c_in)``."""
+        c_in, c_out, k = self.blocks[unit]
+        return (c_out, c_in) if k is None else (c_out, c_in, k, k)
+
+    def unpack(self, weight: Tensor) -> list[Tensor]:
+        """Packed weight -> one view a unit."""
+        parts = weight.reshape(-1).split(self.weight_sizes)
+        return [part.view(self.block_shape(u)) for u, part in enumerate(parts)]
+
+    def pack(self, weights: Iterable[Tensor]) -> Tensor:
+        """One weight a unit -> packed weight (a copy)."""
+        return torch.cat([w.reshape(-1) for w in weights]).view(self.weight_shape)
+
+    def kinds(self) -> dict[tuple[int, int, int | None], list[int]]:
+        """Units by shape: ``(c_in, c_out, k)`` -> indices of the units that have it, ascending."""
+        kinds: dict[tuple[int, int, int | None], list[int]] = {}
+        for unit, block in enumerate(self.blocks):
+            kinds.setdefault(block, []).append(unit)
+        return kinds
+
+
+@dataclass(frozen=True)
+class StackLayout:
+    """The units of a stacked layer in order, with their kernel sizes settled.
+
+    ``kernel_size`` is what units that name none get; ``None`` makes the units linear.
+    """
+
+    units: tuple[UnitSpec, ...]
+    kernel_size: int | None = 3
+    levels: tuple[Level, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        if self.kernel_size is None:
+            named = next((u for u in self.units if u.kernel_size is not None), None)
+            if named is not None:
+                raise ValueError(f"linear units have no kernel size, got {named}")
+        kernel_sizes = [u.kernel_size or self.kernel_size for u in self.units]
+        levels = tuple(
+            Level(
+                tuple(
+                    (u.widths[i], u.widths[i + 1], k)
+                    for u, k in zip(self.units, kernel_sizes, strict=True)
+                )
+            )
+            for i in range(self.units[0].depth)
+        )
+        object.__setattr__(self, "levels", levels)
+
+    @property
+    def num_units(self) -> int:
+        return len(self.units)
+
+    @property
+    def depth(self) -> int:
+        return len(self.levels)
+
+    @property
+    def in_channels(self) -> int:
+        return self.levels[0].in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.levels[-1].out_channels
+
+    def single(self, level: int) -> StackLayout:
+        """The stack of one-level units that level ``level`` is."""
+        units = tuple(UnitSpec(u.widths[level : level + 2], u.kernel_size) for u in self.units)
+        return StackLayout(units, self.kernel_size)
+
+    def describe(self) -> str:
+        """``64 x 2-4-2``, or ``12 x 1-2-1, 5 x 3-2-1:k5, ...`` in order of first appearance."""
+        counts: dict[str, int] = {}
+        for unit in self.units:
+            counts[str(unit)] = counts.get(str(unit), 0) + 1
+        return ", ".join(f"{n} x {unit}" for unit, n in counts.items())
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """A convolutional stack together with stride, padding and dilation.
+
+    ``stride`` sits on the first level. ``padding="same"`` pads every level by
+    ``dilation * (k - 1) / 2`` on each side; an int pads every level by as much.
+
+    Raises:
+        ValueError: see the messages; every check is on numbers alone, none needs an input.
+    """
+
+    layout: StackLayout
+    stride: int = 1
+    padding: int | str = "same"
+    dilation: int = 1
+    pads: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    rows: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    levels: tuple[ConvGeometry, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        for name in ("stride", "dilation"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        kernels = [k for _, _, k in self.layout.levels[0].blocks]
+        if self.padding == "same":
+            even = next((k for k in kernels if k % 2 == 0), None)
+            if even is not None:
+                raise ValueError(f'padding="same" needs odd kernel sizes, got {even}')
+            pads = tuple(self.dilation * (k - 1) // 2 for k in kernels)
+        elif type(self.padding) is int and self.padding >= 0:
+            if len(set(kernels)) > 1:
+                raise ValueError(
+                    f"padding={self.padding} would give units of kernel sizes "
+                    f"{sorted(set(kernels))} outputs of different sizes that cannot be "
+                    'concatenated; use padding="same" or one kernel size'
+                )
+            pads = (self.padding,) * len(kernels)
+        else:
+            raise ValueError(f'padding must be "same" or an int of at least 0, got {self.padding!r}')
+        object.__setattr__(self, "pads", pads)
+        object.__setattr__(self, "rows", self._rows(kernels))
+        levels = (self,)
+        if self.layout.depth > 1:
+            levels = tuple(
+                ConvGeometry(
+                    self.layout.single(i), self.stride if i == 0 else 1, self.padding, self.dilation
+                )
+                for i in range(self.layout.depth)
+            )
+        object.__setattr__(self, "levels", levels)
+
+    def _rows(self, kernels: list[int]) -> tuple[int, ...]:
+        """The units as the operators take them: rows ``(count, k, pad, c0, ..., cL)``, one a run
+        of equal neighbours."""
+        keys = zip(kernels, self.pads, (u.widths for u in self.layout.units), strict=True)
+        rows: list[int] = []
+        for (k, pad, widths), run in groupby(keys):
+            rows += [len(list(run)), k, pad, *widths]
+        return tuple(rows)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after all levels (of every unit alike)."""
+        return self.level_sizes(height, width)[-1]
+
+    def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of the input and after each level; below 1 where nothing is left."""
+        k, pad = self.layout.levels[0].blocks[0][2], self.pads[0]
+        reach = self.dilation * (k - 1)
+        sizes = [(height, width)]
+        for level in range(self.layout.depth):
+            stride = self.stride if level == 0 else 1
+            height = (height + 2 * pad - reach - 1) // stride + 1
+            width = (width + 2 * pad - reach - 1) // stride + 1
+            sizes.append((height, width))
+        return sizes
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ``ValueError`` where a level would have no output row or column."""
+        if self.padding == "same":
+            return  # a level never shrinks below ceil(size / stride)
+        for level, (h, w) in enumerate(self.level_sizes(height, width)):
+            if h < 1 or w < 1:
+                k = self.layout.levels[0].blocks[0][2]
+                raise ValueError(
+                    f"padding={self.padding} leaves no pixel after level {level} of "
+                    f"{self.layout.depth}: {height}x{width} pixels came, each level takes "
+                    f"{self.dilation * (k - 1) - 2 * self.pads[0]} off "
+                    f"(kernel {k}x{k}, dilation {self.dilation}, stride {self.stride})"
+                )
+
+
+def linear_rows(layout: StackLayout) -> tuple[int, ...]:
+    """Linear units as the operators take them: rows ``(count, c0, ..., cL)``."""
+    rows: list[int] = []
+    for widths, run in groupby(u.widths for u in layout.units):
+        rows += [len(list(run)), *widths]
+    return tuple(rows)

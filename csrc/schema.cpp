@@ -1,0 +1,54 @@
+// Every operator's schema. Kernels register in csrc/cpu and csrc/cuda; fake kernels, autograd and
+// FLOP formulas in bunit_kernels/ops.
+//
+// Shapes: x [N, C, H, W] or [..., C]; a level's weight packed as bunit_kernels/layout.py says.
+// `units` describes the stack as rows of ints, one row a run of equal neighbouring units:
+//   conv    (count, k, pad, c0, ..., cL)
+//   linear  (count, c0, ..., cL)
+// where L is 1 for level operators and the number of weights for whole-unit operators.
+// `biases` is empty or one tensor a level. `stats` is float32 (float64 for float64 inputs),
+// [3, sum of all levels' channels]: batch mean, 1 / sqrt(var + eps), unbiased batch variance.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(bunit_kernels, m) {
+  // One level of all units.
+  m.def(
+      "stacked_linear(Tensor x, Tensor weight, Tensor? bias, int[] units, str activation) -> "
+      "Tensor");
+  m.def("stacked_linear_grad_input(Tensor grad, Tensor weight, int[] units) -> Tensor");
+  m.def(
+      "stacked_linear_grad_weight(Tensor grad, Tensor x, int[] weight_shape, int[] units) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "stacked_conv2d(Tensor x, Tensor weight, Tensor? bias, int[] units, int stride, "
+      "int dilation, str activation) -> Tensor");
+  m.def(
+      "stacked_conv2d_grad_input(Tensor grad, Tensor weight, SymInt[] input_size, int[] units, "
+      "int stride, int dilation) -> Tensor");
+  m.def(
+      "stacked_conv2d_grad_weight(Tensor grad, Tensor x, int[] weight_shape, int[] units, "
+      "int stride, int dilation) -> (Tensor, Tensor)");
+
+  // All levels of all units, norms folded into weights and biases.
+  m.def(
+      "stacked_unit_linear(Tensor x, Tensor[] weights, Tensor[] biases, int[] units, "
+      "str activation, str out_activation) -> Tensor");
+  m.def(
+      "stacked_unit_conv2d(Tensor x, Tensor[] weights, Tensor[] biases, Tensor? residual, "
+      "int[] units, int stride, int dilation, str activation, str out_activation, "
+      "str residual_activation) -> Tensor");
+
+  // All levels of all units, each followed by batch normalisation with batch statistics.
+  m.def(
+      "stacked_unit_conv2d_train(Tensor x, Tensor[] weights, Tensor[] gammas, Tensor[] betas, "
+      "Tensor? residual, int[] units, int stride, int dilation, float eps, str activation, "
+      "str out_activation, str residual_activation) -> (Tensor out, Tensor[] pre_norms, "
+      "Tensor stats)");
+  m.def(
+      "stacked_unit_conv2d_train_backward(Tensor grad, Tensor x, Tensor[] weights, "
+      "Tensor[] gammas, Tensor[] betas, Tensor? residual, Tensor[] pre_norms, Tensor stats, "
+      "int[] units, int stride, int dilation, str activation, str out_activation, "
+      "str residual_activation) -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_gammas, "
+      "Tensor[] grad_betas, Tensor? grad_residual)");
+}
