@@ -91,6 +91,18 @@ class Level:
         """One weight a unit -> packed weight (a copy)."""
         return torch.cat([w.reshape(-1) for w in weights]).view(self.weight_shape)
 
+    def spread(self, values: Tensor) -> Tensor:
+        """One value an output channel -> a tensor that multiplies the packed weight: each value
+        over all weights that lead to its channel."""
+        if self.uniform:
+            return values.view(-1, *(1,) * (len(self.weight_shape) - 1))
+        counts = torch.tensor(
+            [i * (1 if k is None else k * k) for i, o, k in self.blocks for _ in range(o)],
+            device=values.device,
+        )
+        size = self.weight_shape[0]
+        return values.repeat_interleave(counts, output_size=size).view(self.weight_shape)
+
     def kinds(self) -> dict[tuple[int, int, int | None], list[int]]:
         """Units by shape: ``(c_in, c_out, k)`` -> indices of the units that have it, ascending."""
         kinds: dict[tuple[int, int, int | None], list[int]] = {}
@@ -103,12 +115,14 @@ class Level:
 class StackLayout:
     """The units of a stacked layer in order, with their kernel sizes settled.
 
-    ``kernel_size`` is what units that name none get; ``None`` makes the units linear.
+    ``kernel_size`` is what units that name none get; ``None`` makes the units linear. ``levels``
+    tells where each level's weights lie; ``stages`` are the levels as stacks of their own.
     """
 
     units: tuple[UnitSpec, ...]
     kernel_size: int | None = 3
     levels: tuple[Level, ...] = field(init=False, repr=False, compare=False)
+    stages: tuple[StackLayout, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if self.kernel_size is None:
@@ -126,6 +140,13 @@ class StackLayout:
             for i in range(self.units[0].depth)
         )
         object.__setattr__(self, "levels", levels)
+        stages = (self,) if len(levels) == 1 else tuple(map(self._stage, range(len(levels))))
+        object.__setattr__(self, "stages", stages)
+
+    def _stage(self, level: int) -> StackLayout:
+        """The stack of one-level units that a level is."""
+        units = tuple(UnitSpec(u.widths[level : level + 2], u.kernel_size) for u in self.units)
+        return StackLayout(units, self.kernel_size)
 
     @property
     def num_units(self) -> int:
@@ -142,11 +163,6 @@ class StackLayout:
     @property
     def out_channels(self) -> int:
         return self.levels[-1].out_channels
-
-    def single(self, level: int) -> StackLayout:
-        """The stack of one-level units that level ``level`` is."""
-        units = tuple(UnitSpec(u.widths[level : level + 2], u.kernel_size) for u in self.units)
-        return StackLayout(units, self.kernel_size)
 
     def describe(self) -> str:
         """``64 x 2-4-2``, or ``12 x 1-2-1, 5 x 3-2-1:k5, ...`` in order of first appearance."""
@@ -198,15 +214,13 @@ class ConvGeometry:
             raise ValueError(f'padding must be "same" or an int of at least 0, got {self.padding!r}')
         object.__setattr__(self, "pads", pads)
         object.__setattr__(self, "rows", self._rows(kernels))
-        levels = (self,)
-        if self.layout.depth > 1:
-            levels = tuple(
-                ConvGeometry(
-                    self.layout.single(i), self.stride if i == 0 else 1, self.padding, self.dilation
-                )
-                for i in range(self.layout.depth)
-            )
+        stages = self.layout.stages
+        levels = (self,) if len(stages) == 1 else tuple(map(self._level, range(len(stages))))
         object.__setattr__(self, "levels", levels)
+
+    def _level(self, level: int) -> ConvGeometry:
+        stride = self.stride if level == 0 else 1
+        return ConvGeometry(self.layout.stages[level], stride, self.padding, self.dilation)
 
     def _rows(self, kernels: list[int]) -> tuple[int, ...]:
         """The units as the operators take them: rows ``(count, k, pad, c0, ..., cL)``, one a run

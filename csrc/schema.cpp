@@ -7,7 +7,8 @@
 //   linear  (count, c0, ..., cL)
 // where L is 1 for level operators and the number of weights for whole-unit operators.
 // `biases` is empty or one tensor a level. `stats` is float32 (float64 for float64 inputs),
-// [3, sum of all levels' channels]: batch mean, 1 / sqrt(var + eps), unbiased batch variance.
+// [3, sum of all levels' channels]: batch mean, 1 / sqrt(var + eps), unbiased batch variance;
+// `grad_affine`, of the same dtype, [2, the same]: the gradients of all gammas and of all betas.
 
 #include <torch/csrc/stable/library.h>
 
@@ -47,8 +48,7 @@ STABLE_TORCH_LIBRARY(bunit_kernels, m) {
       "Tensor stats)");
   m.def(
       "stacked_unit_conv2d_train_backward(Tensor grad, Tensor x, Tensor[] weights, "
-      "Tensor[] gammas, Tensor[] betas, Tensor? residual, Tensor[] pre_norms, Tensor stats, "
-      "int[] units, int stride, int dilation, str activation, str out_activation, "
-      "str residual_activation) -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_gammas, "
-      "Tensor[] grad_betas, Tensor? grad_residual)");
+      "Tensor[] gammas, Tensor[] betas, Tensor[] pre_norms, Tensor stats, int[] units, "
+      "int stride, int dilation, str activation, str out_activation) -> (Tensor grad_x, "
+      "Tensor[] grad_weights, Tensor grad_affine)");
 }

@@ -1,0 +1,18 @@
+"""Stacked layers of small networks: every unit in one launch."""
+
+from . import backends, functional
+from .backends import backend
+from .nn import StackedConv2d, StackedLinear
+from .units import PAPER_POOL, UnitSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PAPER_POOL",
+    "StackedConv2d",
+    "StackedLinear",
+    "UnitSpec",
+    "backend",
+    "backends",
+    "functional",
+]

@@ -1,0 +1,13 @@
+"""Who runs a stacked layer: the backends, and the choice between them."""
+
+from ._choice import BackendUnavailable, available, backend, describe, get_backend, select, why_not
+
+__all__ = [
+    "BackendUnavailable",
+    "available",
+    "backend",
+    "describe",
+    "get_backend",
+    "select",
+    "why_not",
+]

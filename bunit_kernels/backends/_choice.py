@@ -1,0 +1,132 @@
+"""The backend in force, and what ``auto`` makes of it for one call."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..layout import StackLayout
+from ._crossover import prefers_torch
+from .base import Backend
+from .cpp import Cpp
+from .reference import Reference
+from .torch_ops import TorchOps
+
+VARIABLE = "BUNIT_BACKEND"
+
+_BACKENDS: dict[str, Backend] = {b.name: b for b in (Reference(), TorchOps(), Cpp())}
+
+#: Names that are part of the interface and whose kernels are not in this version.
+_NOT_BUILT = {
+    name: "this version has no kernels for it yet; on a CUDA device use backend('torch') or 'auto'"
+    for name in ("cuda", "triton")
+}
+
+NAMES = ("auto", *_BACKENDS, *_NOT_BUILT)
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot run; the message says why and what helps."""
+
+
+def why_not(
+    name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> str | None:
+    """Why backend ``name`` cannot run (on ``device``, with ``dtype``), or ``None`` where it can.
+
+    Raises:
+        ValueError: no backend has that name.
+    """
+    _check_name(name)
+    if name in _NOT_BUILT:
+        return _NOT_BUILT[name]
+    if name == "auto":
+        return None
+    return _BACKENDS[name].why_not(None if device is None else torch.device(device), dtype)
+
+
+def available(device: torch.device | str | None = None) -> list[str]:
+    """Names of the backends that can run (on ``device``), without ``"auto"``."""
+    return [name for name in NAMES if name != "auto" and why_not(name, device) is None]
+
+
+def get_backend() -> str:
+    """Name of the backend in force."""
+    return _current
+
+
+def describe(device: torch.device | str = "cpu") -> str:
+    """What runs stacked layers on ``device`` now, for people: ``"cpp"``, ``"auto (cpp, torch)"``."""
+    if _current != "auto":
+        return _current
+    usable = available(device)
+    return f"auto ({', '.join(n for n in ('cpp', 'torch') if n in usable)})"
+
+
+class backend:
+    """Chooses the backend of all stacked layers in this process, as a function or for a block.
+
+    ``with backend("reference"): ...`` restores the choice before it at the end; ``backend("cpp")``
+    alone lasts. The environment variable ``BUNIT_BACKEND`` sets the first choice.
+
+    Args:
+        name: ``"auto"`` (for each call the fastest that can run it), ``"reference"``, ``"torch"``,
+            ``"cpp"``, ``"cuda"`` or ``"triton"``.
+
+    Raises:
+        ValueError: no backend has that name.
+        BackendUnavailable: it cannot run here.
+    """
+
+    def __init__(self, name: str):
+        reason = why_not(name)
+        if reason is not None:
+            raise BackendUnavailable(f"backend {name!r} cannot run here: {reason}")
+        global _current
+        self.previous, _current = _current, name
+
+    def __enter__(self) -> backend:
+        return self
+
+    def __exit__(self, *error) -> None:
+        global _current
+        _current = self.previous
+
+
+def select(op: str, x: torch.Tensor, layout: StackLayout) -> Backend:
+    """The backend that runs ``op`` (a method of :class:`~.base.Backend`) on ``x``.
+
+    Raises:
+        BackendUnavailable: the backend in force cannot take ``x``.
+    """
+    if _current == "auto":
+        cpp = _BACKENDS["cpp"]
+        if cpp.why_not(x.device, x.dtype) is None and not prefers_torch(op, layout, x):
+            return cpp
+        return _BACKENDS["torch"]
+    chosen = _BACKENDS[_current]
+    reason = chosen.why_not(x.device, x.dtype)
+    if reason is not None:
+        raise BackendUnavailable(f"backend {_current!r} cannot run this input: {reason}")
+    return chosen
+
+
+def _check_name(name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(NAMES)}")
+
+
+def _from_environment() -> str:
+    name = os.environ.get(VARIABLE, "auto")
+    if name not in NAMES:
+        raise ValueError(
+            f"environment variable {VARIABLE}={name!r}: expected one of {', '.join(NAMES)}"
+        )
+    reason = why_not(name)
+    if reason is not None:
+        raise BackendUnavailable(f"environment variable {VARIABLE}={name!r}: {reason}")
+    return name
+
+
+_current = _from_environment()

@@ -1,0 +1,41 @@
+"""The loop over units, as plain as can be: every other backend is tested against it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ..activations import activate
+from ._by_level import ByLevel
+
+
+class Reference(ByLevel):
+    name = "reference"
+
+    def why_not(self, device, dtype):
+        return None
+
+    def conv2d(self, x, weight, bias, geometry, activation):
+        level = geometry.layout.levels[0]
+        xs = x.split(level.in_widths, dim=1)
+        ws = level.unpack(weight)
+        bs = _per_unit(bias, level)
+        outputs = []
+        for x_u, w_u, b_u, pad in zip(xs, ws, bs, geometry.pads, strict=True):
+            y_u = F.conv2d(x_u, w_u, b_u, geometry.stride, pad, geometry.dilation)
+            outputs.append(activate(activation, y_u))
+        return torch.cat(outputs, dim=1)
+
+    def linear(self, x, weight, bias, layout, activation):
+        level = layout.levels[0]
+        xs = x.split(level.in_widths, dim=-1)
+        ws = level.unpack(weight)
+        bs = _per_unit(bias, level)
+        outputs = []
+        for x_u, w_u, b_u in zip(xs, ws, bs, strict=True):
+            outputs.append(activate(activation, F.linear(x_u, w_u, b_u)))
+        return torch.cat(outputs, dim=-1)
+
+
+def _per_unit(bias, level):
+    return [None] * len(level.blocks) if bias is None else bias.split(level.out_widths)

@@ -1,0 +1,134 @@
+"""What the two stacked layers have in common: packed parameters, norms, batch statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..activations import check_activation
+from ..layout import StackLayout
+from ..units import UnitSpec
+from ._parameters import initialise, make_biases, make_weights, pack_loop_state
+from ._units import UnitChain, the_same
+
+
+class StackedLayer(nn.Module):
+    """Base of :class:`StackedConv2d` and :class:`StackedLinear`."""
+
+    _norm_class: type[nn.Module]
+
+    def __init__(self, layout, *, norm, activation, out_activation, bias, device, dtype):
+        super().__init__()
+        if norm not in ("batch", None):
+            raise ValueError(f'norm must be "batch" or None, got {norm!r}')
+        self.layout: StackLayout = layout
+        self.activation = check_activation(activation)
+        self.out_activation = check_activation(out_activation, "out_activation")
+        factory = {"device": device, "dtype": dtype}
+        self.weights = make_weights(layout, **factory)
+        has_bias = norm is None if bias is None else bool(bias)
+        self.biases = make_biases(layout, **factory) if has_bias else None
+        self.norms = None
+        if norm == "batch":
+            self.norms = nn.ModuleList(
+                self._norm_class(level.out_channels, **factory) for level in layout.levels
+            )
+        self.register_load_state_dict_pre_hook(pack_loop_state)
+        self.reset_parameters()
+
+    @property
+    def units(self) -> tuple[UnitSpec, ...]:
+        """One spec a unit, in the order of their channels."""
+        return self.layout.units
+
+    @property
+    def in_channels(self) -> int:
+        return self.layout.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.layout.out_channels
+
+    def reset_parameters(self) -> None:
+        """Draws new weights and biases, as each unit's own convolutions or linear maps would, and
+        resets the norms."""
+        initialise(self.layout, self.weights, self.biases)
+        for norm in self.norms or ():
+            norm.reset_parameters()
+
+    def level_activation(self, level: int) -> str:
+        return self.out_activation if level == self.layout.depth - 1 else self.activation
+
+    def level_bias(self, level: int) -> Tensor | None:
+        return None if self.biases is None else self.biases[level]
+
+    def folded(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases with the norms' running statistics folded in (differentiable)."""
+        weights, biases = [], []
+        for i, (level, norm) in enumerate(zip(self.layout.levels, self.norms, strict=True)):
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            bias = self.level_bias(i)
+            mean = norm.running_mean if bias is None else norm.running_mean - bias
+            weight = self.weights[i]
+            dtype = weight.dtype
+            weights.append((weight * level.spread(scale)).to(dtype))
+            biases.append((norm.bias - mean * scale).to(dtype))
+        return weights, biases
+
+    def norms_are(self, training: bool) -> bool:
+        """Whether every norm is a plain BatchNorm in that mode, so that a fused operator may stand
+        for it. SyncBatchNorm, hooks or a user's own norm make it a module to be called."""
+        first = self.norms[0]
+        return all(
+            type(norm) is self._norm_class
+            and norm.training is training
+            and norm.affine
+            and norm.running_mean is not None
+            and norm.momentum is not None
+            and norm.eps == first.eps
+            and not (norm._forward_hooks or norm._forward_pre_hooks)
+            for norm in self.norms
+        )
+
+    @torch.no_grad()
+    def _copy_units(self, chains: list[UnitChain]) -> StackedLayer:
+        """Takes over the parameters and the norms' state of units read by ``read_units``."""
+        self.training = chains[0].training
+        for i, level in enumerate(self.layout.levels):
+            linears = [chain.linears[i] for chain in chains]
+            self.weights[i].copy_(level.pack(linear.weight for linear in linears))
+            if self.biases is not None:
+                self.biases[i].copy_(torch.cat([linear.bias for linear in linears]))
+            if self.norms is not None:
+                self._copy_norms(self.norms[i], [chain.norms[i] for chain in chains])
+        return self
+
+    @staticmethod
+    def _copy_norms(norm: nn.Module, parts: list[nn.Module]) -> None:
+        norm.eps = the_same((part.eps for part in parts), "eps of the norms")
+        norm.momentum = the_same((part.momentum for part in parts), "momentum of the norms")
+        norm.training = the_same((part.training for part in parts), "mode (train or eval)")
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(norm, name).copy_(torch.cat([getattr(part, name) for part in parts]))
+        norm.num_batches_tracked.copy_(max(part.num_batches_tracked for part in parts))
+
+    def extra_repr(self) -> str:
+        parts = [self.layout.describe(), f"{self.in_channels} -> {self.out_channels}"]
+        parts += self._shape_repr()
+        if self.biases is not None:
+            parts.append("bias")
+        parts.append(f"activation={self.activation}")
+        parts.append(f"out_activation={self.out_activation}")
+        return ", ".join(parts)
+
+    def _shape_repr(self) -> list[str]:
+        return []
+
+
+@torch.no_grad()
+def update_running(norms: nn.ModuleList, stats) -> None:
+    """Moves the running statistics toward a batch's, as BatchNorm does."""
+    for norm, (mean, var) in zip(norms, stats, strict=True):
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        norm.running_var.lerp_(var.to(norm.running_var.dtype), norm.momentum)
+        norm.num_batches_tracked.add_(1)

@@ -1,0 +1,237 @@
+"""``StackedConv2d``: many small convolutional networks side by side, run as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from .. import functional as F
+from ..activations import activate
+from ..layout import ConvGeometry, StackLayout, Units, resolve_units
+from ..units import UnitSpec
+from ._stacked_layer import StackedLayer, update_running
+from ._units import read_units, the_same, to_units
+
+
+class StackedConv2d(StackedLayer):
+    """A stacked layer of convolutional units.
+
+    The input's channels are split among the units in order, each unit runs its levels
+    (convolution, norm, activation) on its share, and the outputs are concatenated. No weight joins
+    two units.
+
+    Shape: [N, in_channels, H, W] -> [N, out_channels, H', W'], the memory format kept.
+
+    Args:
+        units: ``"2-4-2"`` for ``num_units`` equal units, or one spec a unit; all of one depth,
+            widths and kernel sizes may differ.
+        num_units: how many, where ``units`` is a single spec.
+        kernel_size: of units that name none.
+        stride: of each unit's first level.
+        padding: ``"same"`` (``dilation * (k - 1) / 2`` on each side of every level, odd ``k``, so
+            that a size becomes ``ceil(size / stride)``), or an int for every level.
+        dilation: of every level.
+        norm: ``"batch"`` for BatchNorm after every convolution, or ``None``.
+        activation: after each hidden level: relu, relu6, leaky_relu, gelu, silu, hardswish or
+            identity.
+        out_activation: after the last level.
+        bias: whether convolutions have one; ``None`` for "where there is no norm".
+        device, dtype: of the parameters.
+
+    Attributes:
+        weights, biases: packed parameters, one a level (:mod:`bunit_kernels.layout`).
+        norms: ``nn.ModuleList`` of ``nn.BatchNorm2d`` over all units' channels, one a level: the
+            same as one norm a unit, since a BatchNorm treats every channel by itself.
+
+    Raises:
+        ValueError: no unit, a spec that does not parse, units of different depth, an unknown norm
+            or activation, padding that gives units outputs of different sizes. ``forward`` raises
+            what :func:`bunit_kernels.functional.stacked_conv2d` raises.
+    """
+
+    _norm_class = nn.BatchNorm2d
+
+    def __init__(
+        self,
+        units: Units,
+        num_units: int | None = None,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int | str = "same",
+        dilation: int = 1,
+        norm: str | None = "batch",
+        activation: str = "relu",
+        out_activation: str = "relu",
+        bias: bool | None = None,
+        device=None,
+        dtype=None,
+    ):
+        layout = StackLayout(resolve_units(units, num_units), _checked_kernel(kernel_size))
+        geometry = ConvGeometry(layout, stride, padding, dilation)
+        super().__init__(
+            layout,
+            norm=norm,
+            activation=activation,
+            out_activation=out_activation,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.geometry = geometry
+
+    @property
+    def stride(self) -> int:
+        return self.geometry.stride
+
+    @property
+    def padding(self) -> int | str:
+        return self.geometry.padding
+
+    @property
+    def dilation(self) -> int:
+        return self.geometry.dilation
+
+    def forward(
+        self,
+        x: Tensor,  # [N, in_channels, H, W]
+        residual: Tensor | None = None,  # [N, out_channels, H', W']
+        residual_activation: str = "identity",
+    ) -> Tensor:
+        """The layer's output; with ``residual`` ``residual_activation(output + residual)``, where
+        ``residual_activation`` is ``"identity"`` or ``"relu"``."""
+        end = {"residual": residual, "residual_activation": residual_activation}
+        names = {"activation": self.activation, "out_activation": self.out_activation}
+        if self.norms is None:
+            return F.stacked_unit_conv2d(
+                x, list(self.weights), self._bias_list(), units=self.geometry, **names, **end
+            )
+        if self.biases is None and self.norms_are(training=True):
+            return self._forward_train(x, names, end)
+        if self.norms_are(training=False):
+            weights, biases = self.folded()
+            return F.stacked_unit_conv2d(x, weights, biases, units=self.geometry, **names, **end)
+        return self._forward_by_level(x, **end)
+
+    def _bias_list(self) -> list[Tensor]:
+        return [] if self.biases is None else list(self.biases)
+
+    def _forward_train(self, x: Tensor, names: dict, end: dict) -> Tensor:
+        norms = self.norms
+        y, stats = F.stacked_unit_conv2d_train(
+            x,
+            list(self.weights),
+            [norm.weight for norm in norms],
+            [norm.bias for norm in norms],
+            units=self.geometry,
+            eps=norms[0].eps,
+            **names,
+            **end,
+        )
+        update_running(norms, stats)
+        return y
+
+    def _forward_by_level(self, x, residual, residual_activation) -> Tensor:
+        for i, (level, norm) in enumerate(zip(self.geometry.levels, self.norms, strict=True)):
+            z = F.stacked_conv2d(x, self.weights[i], self.level_bias(i), units=level)
+            x = activate(self.level_activation(i), norm(z))
+        return x if residual is None else activate(residual_activation, x + residual)
+
+    def to_units(self) -> nn.ModuleList:
+        """The loop this layer stands for: one ``nn.Sequential`` of (``Conv2d``, [``BatchNorm2d``,]
+        activation) a level for each unit, with copies of the parameters. Its ``state_dict`` loads
+        into this layer."""
+
+        def conv(unit: int, level: int) -> nn.Conv2d:
+            c_in, c_out, k = self.layout.levels[level].blocks[unit]
+            return nn.Conv2d(
+                c_in, c_out, k, self.stride if level == 0 else 1, self.geometry.pads[unit],
+                self.dilation, bias=self.biases is not None,
+                device=self.weights[0].device, dtype=self.weights[0].dtype,
+            )  # fmt: skip
+
+        def norm(width: int) -> nn.BatchNorm2d:
+            like = self.norms[0].weight
+            return nn.BatchNorm2d(width, device=like.device, dtype=like.dtype)
+
+        return to_units(self, conv, norm)
+
+    @classmethod
+    def from_units(cls, units: Iterable[nn.Module]) -> StackedConv2d:
+        """The layer that a loop over ``units`` stands for, with copies of their parameters.
+
+        Args:
+            units: one flat or nested ``nn.Sequential`` a unit of ``nn.Conv2d``, optional
+                ``nn.BatchNorm2d`` and optional activation a level.
+
+        Raises:
+            ValueError: a unit is no such chain, or units differ in what a layer has one of.
+        """
+        chains = read_units(units, nn.Conv2d, nn.BatchNorm2d)
+        specs, shapes = zip(*(_read_convs(c.linears, u) for u, c in enumerate(chains)), strict=True)
+        stride, dilation = the_same((s[:2] for s in shapes), "(stride, dilation)")
+        kernels = [spec.kernel_size for spec in specs]
+        same = all(
+            pad == dilation * (k - 1) / 2 for (_, _, pad), k in zip(shapes, kernels, strict=True)
+        )
+        padding = "same" if same else the_same((s[2] for s in shapes), "padding")
+        first = chains[0]
+        weight = first.linears[0].weight
+        layer = cls(
+            specs,
+            kernel_size=kernels[0],
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            norm="batch" if first.has_norm else None,
+            activation=first.activations[0] if len(first.activations) > 1 else "relu",
+            out_activation=first.activations[-1],
+            bias=first.has_bias,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        return layer._copy_units(chains)
+
+    def _shape_repr(self) -> list[str]:
+        parts = [f"kernel_size={self.layout.kernel_size}", f"stride={self.stride}"]
+        if self.padding != "same":
+            parts.append(f"padding={self.padding}")
+        if self.dilation != 1:
+            parts.append(f"dilation={self.dilation}")
+        return parts
+
+
+def _checked_kernel(kernel_size: int) -> int:
+    if type(kernel_size) is not int or kernel_size < 1:
+        raise ValueError(f"kernel_size must be an int of at least 1, got {kernel_size!r}")
+    return kernel_size
+
+
+def _read_convs(convs: list[nn.Conv2d], unit: int) -> tuple[UnitSpec, tuple[int, int, int]]:
+    """A unit's spec and its (stride, dilation, padding)."""
+    for level, conv in enumerate(convs):
+        where = f"unit {unit}, level {level + 1}"
+        square = all(
+            len(set(v)) == 1 for v in (conv.kernel_size, conv.stride, conv.dilation)
+        ) and (isinstance(conv.padding, str) or len(set(conv.padding)) == 1)
+        if not square or conv.groups != 1 or conv.padding_mode != "zeros":
+            raise ValueError(f"{where} must be square, of one group and zero-padded, got {conv}")
+        if level > 0 and conv.stride[0] != 1:
+            raise ValueError(f"{where} has stride {conv.stride[0]}; only the first level may")
+        if level > 0 and conv.in_channels != convs[level - 1].out_channels:
+            raise ValueError(
+                f"{where} takes {conv.in_channels} channels, the level before gives "
+                f"{convs[level - 1].out_channels}"
+            )
+    kernel = the_same((c.kernel_size[0] for c in convs), f"kernel size (unit {unit})")
+    dilation = the_same((c.dilation[0] for c in convs), f"dilation (unit {unit})")
+    padding = the_same((_padding(c) for c in convs), f"padding (unit {unit})")
+    widths = (convs[0].in_channels, *(c.out_channels for c in convs))
+    return UnitSpec(widths, kernel), (convs[0].stride[0], dilation, padding)
+
+
+def _padding(conv: nn.Conv2d) -> int:
+    if conv.padding == "same":
+        return conv.dilation[0] * (conv.kernel_size[0] - 1) // 2
+    return 0 if conv.padding == "valid" else conv.padding[0]

@@ -1,0 +1,119 @@
+"""``stacked_conv2d``: one convolutional level of all units, and its gradients.
+
+The two gradient operators are linear in each tensor, and their own gradients are again these three
+operators, so derivatives of any order exist.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from ._activation_grad import activation_grad, needs_input
+from ._shapes import conv_rows, conv_size, empty_like_format
+
+ops = torch.ops.bunit_kernels
+
+
+@torch.library.register_fake("bunit_kernels::stacked_conv2d")
+def _(x, weight, bias, units, stride, dilation, activation):
+    rows = list(conv_rows(units, 1))
+    _, k, pad, _ = rows[0]
+    channels = sum(count * widths[1] for count, _, _, widths in rows)
+    height, width = (conv_size(s, k, pad, stride, dilation) for s in x.shape[2:])
+    return empty_like_format(x, (x.shape[0], channels, height, width))
+
+
+@torch.library.register_fake("bunit_kernels::stacked_conv2d_grad_input")
+def _(grad, weight, input_size, units, stride, dilation):
+    return empty_like_format(grad, input_size)
+
+
+@torch.library.register_fake("bunit_kernels::stacked_conv2d_grad_weight")
+def _(grad, x, weight_shape, units, stride, dilation):
+    return x.new_empty(weight_shape), x.new_empty((grad.shape[1],))
+
+
+def _save_forward(ctx, inputs, output):
+    x, weight, bias, *ctx.config, ctx.activation = inputs
+    needed = None if ctx.activation == "identity" or needs_input(ctx.activation) else output
+    ctx.save_for_backward(x, weight, bias, needed)
+
+
+def _grad_forward(ctx, grad):
+    x, weight, bias, saved = ctx.saved_tensors
+    if needs_input(ctx.activation):
+        saved = ops.stacked_conv2d(x, weight, bias, *ctx.config, "identity")
+    grad = activation_grad(ctx.activation, grad, saved)
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    grad_x = grad_weight = grad_bias = None
+    if need_x:
+        grad_x = ops.stacked_conv2d_grad_input(grad, weight, x.shape, *ctx.config)
+    if need_weight or need_bias:
+        grad_weight, grad_bias = ops.stacked_conv2d_grad_weight(
+            grad, x, weight.shape, *ctx.config
+        )
+    return grad_x, grad_weight, grad_bias if need_bias else None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "bunit_kernels::stacked_conv2d", _grad_forward, setup_context=_save_forward
+)
+
+
+def _save_grad_input(ctx, inputs, output):
+    grad, weight, _, *ctx.config = inputs
+    ctx.save_for_backward(grad, weight)
+
+
+def _grad_grad_input(ctx, grad_out):
+    grad, weight = ctx.saved_tensors
+    grad_grad = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = ops.stacked_conv2d(grad_out, weight, None, *ctx.config, "identity")
+    if ctx.needs_input_grad[1]:
+        grad_weight, _ = ops.stacked_conv2d_grad_weight(grad, grad_out, weight.shape, *ctx.config)
+    return grad_grad, grad_weight, None, None, None, None
+
+
+torch.library.register_autograd(
+    "bunit_kernels::stacked_conv2d_grad_input", _grad_grad_input, setup_context=_save_grad_input
+)
+
+
+def _save_grad_weight(ctx, inputs, output):
+    grad, x, _, *ctx.config = inputs
+    ctx.save_for_backward(grad, x)
+
+
+def _grad_grad_weight(ctx, grad_weight, grad_bias):
+    grad, x = ctx.saved_tensors
+    grad_grad = grad_x = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = ops.stacked_conv2d(x, grad_weight, grad_bias, *ctx.config, "identity")
+    if ctx.needs_input_grad[1]:
+        grad_x = ops.stacked_conv2d_grad_input(grad, grad_weight, x.shape, *ctx.config)
+    return grad_grad, grad_x, None, None, None, None
+
+
+torch.library.register_autograd(
+    "bunit_kernels::stacked_conv2d_grad_weight", _grad_grad_weight, setup_context=_save_grad_weight
+)
+
+
+def level_flops(units, depth, level, pixels):
+    """2 x multiply-adds of one level over ``pixels`` output pixels (batch included)."""
+    return 2 * pixels * sum(
+        count * k * k * widths[level] * widths[level + 1]
+        for count, k, _, widths in conv_rows(units, depth)
+    )
+
+
+@register_flop_formula(ops.stacked_conv2d)
+def _(x_shape, weight_shape, bias_shape, units, *args, out_shape=None, **kwargs):
+    return level_flops(units, 1, 0, out_shape[0] * out_shape[2] * out_shape[3])
+
+
+@register_flop_formula([ops.stacked_conv2d_grad_input, ops.stacked_conv2d_grad_weight])
+def _(grad_shape, tensor_shape, size, units, *args, **kwargs):
+    return level_flops(units, 1, 0, grad_shape[0] * grad_shape[2] * grad_shape[3])

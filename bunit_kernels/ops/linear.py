@@ -1,0 +1,123 @@
+"""``stacked_linear``: one block-diagonal linear level of all units, and its gradients.
+
+As with ``stacked_conv2d``, the gradients' own gradients are these three operators again.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from ._activation_grad import activation_grad, needs_input
+from ._shapes import linear_rows
+
+ops = torch.ops.bunit_kernels
+
+
+def _channels(units, side):
+    return sum(count * widths[side] for count, widths in linear_rows(units, 1))
+
+
+@torch.library.register_fake("bunit_kernels::stacked_linear")
+def _(x, weight, bias, units, activation):
+    return x.new_empty((*x.shape[:-1], _channels(units, 1)))
+
+
+@torch.library.register_fake("bunit_kernels::stacked_linear_grad_input")
+def _(grad, weight, units):
+    return grad.new_empty((*grad.shape[:-1], _channels(units, 0)))
+
+
+@torch.library.register_fake("bunit_kernels::stacked_linear_grad_weight")
+def _(grad, x, weight_shape, units):
+    return x.new_empty(weight_shape), x.new_empty((grad.shape[-1],))
+
+
+def _save_forward(ctx, inputs, output):
+    x, weight, bias, ctx.units, ctx.activation = inputs
+    needed = None if ctx.activation == "identity" or needs_input(ctx.activation) else output
+    ctx.save_for_backward(x, weight, bias, needed)
+
+
+def _grad_forward(ctx, grad):
+    x, weight, bias, saved = ctx.saved_tensors
+    if needs_input(ctx.activation):
+        saved = ops.stacked_linear(x, weight, bias, ctx.units, "identity")
+    grad = activation_grad(ctx.activation, grad, saved)
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    grad_x = grad_weight = grad_bias = None
+    if need_x:
+        grad_x = ops.stacked_linear_grad_input(grad, weight, ctx.units)
+    if need_weight or need_bias:
+        grad_weight, grad_bias = ops.stacked_linear_grad_weight(grad, x, weight.shape, ctx.units)
+    return grad_x, grad_weight, grad_bias if need_bias else None, None, None
+
+
+torch.library.register_autograd(
+    "bunit_kernels::stacked_linear", _grad_forward, setup_context=_save_forward
+)
+
+
+def _save_grad_input(ctx, inputs, output):
+    grad, weight, ctx.units = inputs
+    ctx.save_for_backward(grad, weight)
+
+
+def _grad_grad_input(ctx, grad_out):
+    grad, weight = ctx.saved_tensors
+    grad_grad = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = ops.stacked_linear(grad_out, weight, None, ctx.units, "identity")
+    if ctx.needs_input_grad[1]:
+        grad_weight, _ = ops.stacked_linear_grad_weight(grad, grad_out, weight.shape, ctx.units)
+    return grad_grad, grad_weight, None
+
+
+torch.library.register_autograd(
+    "bunit_kernels::stacked_linear_grad_input", _grad_grad_input, setup_context=_save_grad_input
+)
+
+
+def _save_grad_weight(ctx, inputs, output):
+    grad, x, _, ctx.units = inputs
+    ctx.save_for_backward(grad, x)
+
+
+def _grad_grad_weight(ctx, grad_weight, grad_bias):
+    grad, x = ctx.saved_tensors
+    grad_grad = grad_x = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = ops.stacked_linear(x, grad_weight, grad_bias, ctx.units, "identity")
+    if ctx.needs_input_grad[1]:
+        grad_x = ops.stacked_linear_grad_input(grad, grad_weight, ctx.units)
+    return grad_grad, grad_x, None, None
+
+
+torch.library.register_autograd(
+    "bunit_kernels::stacked_linear_grad_weight", _grad_grad_weight, setup_context=_save_grad_weight
+)
+
+
+def unit_flops(units, depth, rows):
+    """2 x multiply-adds of ``depth`` linear levels over ``rows`` rows."""
+    return 2 * rows * sum(
+        count * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+        for count, widths in linear_rows(units, depth)
+    )
+
+
+@register_flop_formula(ops.stacked_linear)
+def _(x_shape, weight_shape, bias_shape, units, *args, **kwargs):
+    return unit_flops(units, 1, math.prod(x_shape[:-1]))
+
+
+@register_flop_formula(ops.stacked_linear_grad_input)
+def _(grad_shape, weight_shape, units, *args, **kwargs):
+    return unit_flops(units, 1, math.prod(grad_shape[:-1]))
+
+
+@register_flop_formula(ops.stacked_linear_grad_weight)
+def _(grad_shape, x_shape, weight_shape, units, *args, **kwargs):
+    return unit_flops(units, 1, math.prod(grad_shape[:-1]))

@@ -1,0 +1,98 @@
+"""``stacked_unit_conv2d``: all levels of convolutional units in one launch, norms folded in.
+
+The backward pass recomputes the hidden activations level by level, so that nothing but the input
+(and the output, where the residual's activation needs it) is kept for it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from ..activations import activate
+from ._activation_grad import activation_grad, needs_input
+from ._shapes import conv_level, conv_rows, conv_size, empty_like_format
+from .conv2d import level_flops
+
+ops = torch.ops.bunit_kernels
+
+
+def level_sizes(shape, units, depth, stride, dilation):
+    """Height and width of the output of each level."""
+    _, k, pad, _ = next(conv_rows(units, depth))
+    sizes, size = [], shape[2:]
+    for level in range(depth):
+        size = [conv_size(s, k, pad, stride if level == 0 else 1, dilation) for s in size]
+        sizes.append(size)
+    return sizes
+
+
+def out_shape(shape, units, depth, stride, dilation):
+    channels = sum(count * widths[-1] for count, _, _, widths in conv_rows(units, depth))
+    return (shape[0], channels, *level_sizes(shape, units, depth, stride, dilation)[-1])
+
+
+@torch.library.register_fake("bunit_kernels::stacked_unit_conv2d")
+def _(x, weights, biases, residual, units, stride, dilation, *activations):
+    return empty_like_format(x, out_shape(x.shape, units, len(weights), stride, dilation))
+
+
+def _save(ctx, inputs, output):
+    x, weights, biases, residual, ctx.units, ctx.stride, ctx.dilation, *names = inputs
+    ctx.depth, ctx.num_biases = len(weights), len(biases)
+    ctx.names = [names[0]] * (ctx.depth - 1) + [names[1]]
+    ctx.residual_activation = None if residual is None else names[2]
+    kept = output if ctx.residual_activation not in (None, "identity") else None
+    ctx.save_for_backward(x, kept, *weights, *biases)
+
+
+def _backward(ctx, grad):
+    depth = ctx.depth
+    x, output, *parameters = ctx.saved_tensors
+    weights, biases = parameters[:depth], parameters[depth:]
+    rows = [conv_level(ctx.units, depth, i) for i in range(depth)]
+    strides = [ctx.stride] + [1] * (depth - 1)
+
+    grad_residual = None
+    if ctx.residual_activation is not None:
+        grad = grad_residual = activation_grad(ctx.residual_activation, grad, output)
+
+    inputs, saved = [x], []
+    for i in range(depth):
+        bias = biases[i] if biases else None
+        z = ops.stacked_conv2d(
+            inputs[i], weights[i], bias, rows[i], strides[i], ctx.dilation, "identity"
+        )
+        y = activate(ctx.names[i], z)
+        saved.append(z if needs_input(ctx.names[i]) else y)
+        inputs.append(y)
+
+    grad_weights, grad_biases = [None] * depth, [None] * ctx.num_biases
+    for i in reversed(range(depth)):
+        config = (rows[i], strides[i], ctx.dilation)
+        grad = activation_grad(ctx.names[i], grad, saved[i])
+        grad_weights[i], grad_bias = ops.stacked_conv2d_grad_weight(
+            grad, inputs[i], weights[i].shape, *config
+        )
+        if biases:
+            grad_biases[i] = grad_bias
+        if i > 0 or ctx.needs_input_grad[0]:
+            grad = ops.stacked_conv2d_grad_input(grad, weights[i], inputs[i].shape, *config)
+    grad_x = grad if ctx.needs_input_grad[0] else None
+    return grad_x, grad_weights, grad_biases, grad_residual, *[None] * 6
+
+
+torch.library.register_autograd(
+    "bunit_kernels::stacked_unit_conv2d", _backward, setup_context=_save
+)
+
+
+def unit_flops(shape, units, depth, stride, dilation):
+    """2 x multiply-adds of all levels for an input of ``shape``."""
+    sizes = level_sizes(shape, units, depth, stride, dilation)
+    return sum(level_flops(units, depth, i, shape[0] * h * w) for i, (h, w) in enumerate(sizes))
+
+
+@register_flop_formula(ops.stacked_unit_conv2d)
+def _(x_shape, weight_shapes, bias_shapes, residual, units, stride, dilation, *args, **kwargs):
+    return unit_flops(x_shape, units, len(weight_shapes), stride, dilation)

@@ -1,0 +1,109 @@
+"""``stacked_unit_conv2d_train``: all levels of convolutional units, each followed by batch
+normalisation with the batch's own statistics.
+
+Kept for the backward pass: the input, what each level gave before its norm, and the statistics
+(and the output, where the residual's activation needs it). Activations are recomputed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from ._activation_grad import activation_grad
+from ._shapes import conv_rows, empty_like_format
+from .unit_conv2d import level_sizes, unit_flops
+
+ops = torch.ops.bunit_kernels
+
+
+def _widths(units, depth):
+    """Channels of all units together after each level."""
+    rows = list(conv_rows(units, depth))
+    return [sum(count * widths[i + 1] for count, _, _, widths in rows) for i in range(depth)]
+
+
+def _stats_dtype(x):
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+@torch.library.register_fake("bunit_kernels::stacked_unit_conv2d_train")
+def _(x, weights, gammas, betas, residual, units, stride, dilation, eps, *activations):
+    depth = len(weights)
+    channels = _widths(units, depth)
+    sizes = level_sizes(x.shape, units, depth, stride, dilation)
+    pre_norms = [
+        empty_like_format(x, (x.shape[0], c, h, w))
+        for c, (h, w) in zip(channels, sizes, strict=True)
+    ]
+    stats = x.new_empty((3, sum(channels)), dtype=_stats_dtype(x))
+    return torch.empty_like(pre_norms[-1]), pre_norms, stats
+
+
+@torch.library.register_fake("bunit_kernels::stacked_unit_conv2d_train_backward")
+def _(grad, x, weights, gammas, betas, pre_norms, stats, units, *config):
+    affine = stats.new_empty((2, stats.shape[1]))
+    return torch.empty_like(x), [torch.empty_like(w) for w in weights], affine
+
+
+def _save(ctx, inputs, output):
+    x, weights, gammas, betas, residual, ctx.units, ctx.stride, ctx.dilation, _, *names = inputs
+    out, pre_norms, stats = output
+    ctx.depth = len(weights)
+    ctx.activation, ctx.out_activation = names[:2]
+    ctx.residual_activation = None if residual is None else names[2]
+    kept = out if ctx.residual_activation not in (None, "identity") else None
+    ctx.save_for_backward(x, kept, stats, *weights, *gammas, *betas, *pre_norms)
+
+
+def _backward(ctx, grad, grad_pre_norms, grad_stats):
+    # Statistics and pre-norm outputs are by-products; nothing differentiates through them.
+    x, output, stats, *rest = ctx.saved_tensors
+    d = ctx.depth
+    weights, gammas, betas, pre_norms = (rest[i * d : (i + 1) * d] for i in range(4))
+    grad_residual = None
+    if ctx.residual_activation is not None:
+        grad = grad_residual = activation_grad(ctx.residual_activation, grad, output)
+    grad_x, grad_weights, grad_affine = ops.stacked_unit_conv2d_train_backward(
+        grad, x, weights, gammas, betas, pre_norms, stats,
+        ctx.units, ctx.stride, ctx.dilation, ctx.activation, ctx.out_activation,
+    )  # fmt: skip
+    channels = _widths(ctx.units, d)
+    grad_gammas, grad_betas = (
+        [g.to(p.dtype) for g, p in zip(row.split(channels), like, strict=True)]
+        for row, like in zip(grad_affine, (gammas, betas), strict=True)
+    )
+    return grad_x, grad_weights, grad_gammas, grad_betas, grad_residual, *[None] * 7
+
+
+torch.library.register_autograd(
+    "bunit_kernels::stacked_unit_conv2d_train", _backward, setup_context=_save
+)
+
+
+def _save_nothing(ctx, inputs, output):
+    pass
+
+
+def _no_second_derivative(ctx, *grads):
+    raise RuntimeError(
+        "stacked_unit_conv2d_train has no second derivative: use backend('torch') or "
+        "backend('reference') where a gradient of a gradient is needed in training mode"
+    )
+
+
+torch.library.register_autograd(
+    "bunit_kernels::stacked_unit_conv2d_train_backward",
+    _no_second_derivative,
+    setup_context=_save_nothing,
+)
+
+
+@register_flop_formula(ops.stacked_unit_conv2d_train)
+def _(x_shape, weight_shapes, gammas, betas, residual, units, stride, dilation, *args, **kwargs):
+    return unit_flops(x_shape, units, len(weight_shapes), stride, dilation)
+
+
+@register_flop_formula(ops.stacked_unit_conv2d_train_backward)
+def _(grad, x_shape, weight_shapes, g, b, p, stats, units, stride, dilation, *args, **kwargs):
+    return 2 * unit_flops(x_shape, units, len(weight_shapes), stride, dilation)
