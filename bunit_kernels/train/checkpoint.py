@@ -1,0 +1,108 @@
+"""A network in a file: weights, optimizer, history, and what it takes to build and feed it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..models import create_model
+from .data import ImageData
+from .errors import UserError, first_line
+from .files import write_atomically
+
+_FORMAT = 1
+_TYPES = {
+    "format": int,
+    "model": str,
+    "arguments": dict,
+    "state": dict,
+    "optimizer": dict,
+    "scaler": dict,
+    "history": list,
+    "settings": dict,
+    "shape": list,
+    "classes": list,
+    "mean": list,
+    "deviation": list,
+}
+
+
+def save_checkpoint(path: Path, content: dict) -> None:
+    """Writes a checkpoint, whole or not at all; only tensors and plain values are in it, so that
+    ``torch.load(weights_only=True)`` reads it."""
+    write_atomically(path, lambda file: torch.save({"format": _FORMAT, **content}, file))
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Reads what ``save_checkpoint`` wrote, onto the CPU.
+
+    Raises:
+        UserError: no such file, cut short, or something else.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged file: RuntimeError, UnpicklingError, EOFError, KeyError, ... by where it is cut.
+    except Exception as error:
+        raise UserError(
+            f"cannot read checkpoint {path}: it is cut short, damaged or no checkpoint "
+            f"({first_line(error)})"
+        ) from error
+    wrong = (
+        [key for key, kind in _TYPES.items() if not isinstance(content.get(key), kind)]
+        if isinstance(content, dict)
+        else list(_TYPES)
+    )
+    if wrong:
+        raise UserError(f"{path} is no checkpoint of this program: it lacks {', '.join(wrong)}")
+    if content["format"] != _FORMAT:
+        raise UserError(
+            f"checkpoint {path} has format {content['format']}, this version reads {_FORMAT}"
+        )
+    return content
+
+
+def check_model(content: dict, path: Path, model: str) -> None:
+    """Raises ``UserError`` where a checkpoint is of another model."""
+    if content["model"] != model:
+        raise UserError(f"checkpoint {path} is of model {content['model']!r}, not {model!r}")
+
+
+def check_data(content: dict, path: Path, data: ImageData) -> None:
+    """Raises ``UserError`` where a checkpoint's network takes other images or tells other classes
+    apart."""
+    for what, saved, given in (
+        ("images of", "x".join(map(str, content["shape"])), "x".join(map(str, data.shape))),
+        ("a number of classes of", len(content["classes"]), len(data.classes)),
+    ):
+        if saved != given:
+            raise UserError(f"checkpoint {path} is for {what} {saved}, {data.name} has {given}")
+
+
+def load_weights(model: nn.Module, content: dict, path: Path) -> None:
+    """Puts a checkpoint's weights into ``model``.
+
+    Raises:
+        UserError: the model has other parameters.
+    """
+    try:
+        model.load_state_dict(content["state"])
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"checkpoint {path} does not fit the model: {error}") from error
+
+
+def build_model(content: dict, path: Path) -> nn.Module:
+    """The network of a checkpoint, with its weights.
+
+    Raises:
+        UserError: this version does not know the model, or builds it otherwise.
+    """
+    try:
+        model = create_model(content["model"], **content["arguments"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cannot build the model of checkpoint {path}: {error}") from error
+    load_weights(model, content, path)
+    return model

@@ -1,0 +1,240 @@
+"""The command line of ``python -m bunit_kernels.train``."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+
+from .. import __version__, backends
+from ..models import list_models
+from .augment import AUGMENTATIONS
+from .checkpoint import load_checkpoint
+from .errors import TrainingError, UserError
+from .evaluate import evaluate
+from .run import METRICS, Run
+from .settings import AMP_TYPES, Settings
+
+PROGRAM = "python -m bunit_kernels.train"
+_DEFAULTS = Settings()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, 1 where training failed, 2 where the input
+    cannot be used, 130 where it was interrupted."""
+    try:
+        options = parse(argv)
+        if options.list_models:
+            print("\n".join(list_models()))
+            return 0
+        return _run(options)
+    except UserError as error:
+        return _fail(error, 2)
+    except TrainingError as error:
+        return _fail(error, 1)
+    except OSError as error:  # a full disk, a folder that vanished
+        return _fail(error, 1)
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = Settings(**{f.name: getattr(options, f.name) for f in fields(Settings)})
+    try:
+        chosen = nullcontext() if settings.backend is None else backends.backend(settings.backend)
+    except (ValueError, backends.BackendUnavailable) as error:
+        raise UserError(str(error)) from error
+    with chosen:
+        if options.eval_only:
+            evaluate(settings, options.checkpoint, load_checkpoint(options.checkpoint))
+            return 0
+        run = Run(
+            settings,
+            folder=options.resume or options.out,
+            resume=options.resume is not None,
+            checkpoint=options.checkpoint,
+            quiet=options.quiet,
+        )
+        try:
+            run.train()
+        except KeyboardInterrupt:
+            again = f"continue with: {PROGRAM} --resume {run.folder}"
+            return _fail(f"interrupted; {again}", 130)
+    return 0
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the options; those not given come from the resumed run or the evaluated checkpoint.
+
+    Raises:
+        UserError: the run or checkpoint cannot be read, or options contradict each other.
+        SystemExit: an option does not parse (code 2).
+    """
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    if options.eval_only and options.checkpoint is None:
+        raise UserError("--eval-only needs a --checkpoint")
+    if options.resume is not None and (options.out or options.checkpoint or options.eval_only):
+        raise UserError(
+            "--resume goes on in its own folder, from its own checkpoints: it takes no "
+            "--out, --checkpoint or --eval-only"
+        )
+    if options.resume is not None:
+        saved = _settings_of_run(options.resume)
+    elif options.eval_only:
+        saved = load_checkpoint(options.checkpoint)["settings"]
+    else:
+        return options
+    known = {f.name for f in fields(Settings)}
+    parser.set_defaults(**{key: value for key, value in saved.items() if key in known})
+    return parser.parse_args(argv)
+
+
+def _settings_of_run(folder: Path) -> dict:
+    path = folder / METRICS
+    try:
+        settings = json.loads(path.read_text())["settings"]
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no run: there is no {path}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read the settings of a run from {path}: {error}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"cannot read the settings of a run from {path}: they are no object")
+    return settings
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Trains a network of basic units beside its dense counterpart and prints what "
+        "it saves. With no argument: bunit_cnn on scikit-learn's digits, about a minute.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_task(parser.add_argument_group("what"))
+    _add_recipe(parser.add_argument_group("how"))
+    _add_machine(parser.add_argument_group("on what"))
+    _add_files(parser.add_argument_group("files"))
+    parser.add_argument("--list-models", action="store_true", default=False, help="and stop")
+    parser.add_argument("--quiet", action="store_true", default=False, help="no progress")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def _option(group, name: str, help: str, **kwargs) -> None:
+    """An option for the setting of the same name, with its default."""
+    default = getattr(_DEFAULTS, name)
+    if isinstance(default, bool):
+        kwargs["action"] = argparse.BooleanOptionalAction
+    flag = "--" + name.replace("_", "-")
+    group.add_argument(flag, default=default, help=help, **kwargs)
+
+
+def _add_task(group) -> None:
+    _option(group, "model", "name of the network, see --list-models")
+    group.add_argument(
+        "--model-arg",
+        action=_ModelArgument,
+        default={},
+        metavar="NAME=VALUE",
+        help="an argument of the model, such as num_units=40; may be repeated",
+    )
+    _option(group, "dense", "train the dense counterpart too")
+    _option(
+        group,
+        "data",
+        "digits, synthetic, or a path: MNIST's idx files or mnist.npz, CIFAR-10's Python batches, "
+        "a folder of images (train/CLASS/*, test/CLASS/*, or CLASS/*)",
+    )
+    _option(group, "image_size", "makes all images N x N pixels", type=int, metavar="N")
+    _option(
+        group,
+        "augment",
+        "variation of training images; auto: crop-flip for colour, shift for grey",
+        choices=AUGMENTATIONS,
+    )
+    _option(group, "limit", "use the first N training and test images", type=int, metavar="N")
+
+
+def _add_recipe(group) -> None:
+    _option(group, "epochs", "passes over the training images", type=int)
+    _option(group, "batch_size", "images a step", type=int)
+    _option(group, "lr", "learning rate of SGD; falls to 0 as half a cosine", type=float)
+    _option(group, "momentum", "of SGD", type=float)
+    _option(group, "nesterov", "Nesterov's momentum")
+    _option(group, "weight_decay", "on weights, not on biases and norms", type=float)
+    _option(group, "warmup_epochs", "of linear warm-up", type=float)
+    _option(group, "label_smoothing", "of the cross entropy", type=float)
+    _option(group, "seed", "of the weights, the order and the variation", type=int)
+    _option(group, "beta", "weight of the saving in TCA and TSA", type=float)
+
+
+def _add_machine(group) -> None:
+    _option(group, "device", "auto, cpu, cuda, cuda:1, ...")
+    _option(
+        group,
+        "backend",
+        "of stacked layers: auto, reference, torch, cpp, cuda or triton; without it what "
+        "BUNIT_BACKEND says, or auto",
+    )
+    _option(
+        group,
+        "amp",
+        f"automatic mixed precision: {' or '.join(AMP_TYPES)}",
+        nargs="?",
+        const=AMP_TYPES[0],
+        metavar="TYPE",
+    )
+    _option(group, "channels_last", "memory format of images and weights")
+    _option(group, "compile", "torch.compile the networks")
+    _option(group, "deterministic", "refuse operations that are not")
+    _option(group, "threads", "of torch on the CPU", type=int, metavar="N")
+    _option(group, "workers", "threads that decode an image folder", type=int, metavar="N")
+
+
+def _add_files(group) -> None:
+    group.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="of checkpoints and metrics.json; runs/MODEL-DATA-TIME where not given",
+    )
+    group.add_argument(
+        "--resume",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="go on with the run in that folder, with its settings where no option says otherwise",
+    )
+    group.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="start from these weights, or evaluate them",
+    )
+    group.add_argument(
+        "--eval-only", action="store_true", default=False, help="evaluate --checkpoint and stop"
+    )
+
+
+class _ModelArgument(argparse.Action):
+    """Collects ``NAME=VALUE``; a value is a Python literal, or else a string."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        name, separator, text = values.partition("=")
+        if not separator or not name.isidentifier():
+            parser.error(f"{option_string} takes NAME=VALUE, got {values!r}")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        namespace.model_arg = {**namespace.model_arg, name: value}
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,136 @@
+"""What every loader returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+
+_CHUNK = 1024  # images that are floats at one time
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    images: Tensor  # [N, C, H, W] uint8
+    labels: Tensor  # [N] int64
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index) -> LabelledImages:
+        return LabelledImages(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device) -> LabelledImages:
+        return LabelledImages(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A training and a test set of one image size.
+
+    Raises:
+        UserError: a set is empty, or the two do not fit each other.
+    """
+
+    name: str
+    train: LabelledImages
+    test: LabelledImages
+    classes: tuple[str, ...]
+
+    def __post_init__(self):
+        for which, part in (("training", self.train), ("test", self.test)):
+            if len(part) == 0:
+                raise UserError(f"{self.name} holds no {which} image")
+            if len(part.images) != len(part.labels):
+                raise UserError(
+                    f"{self.name}: {len(part.images)} {which} images, {len(part.labels)} labels"
+                )
+            low, high = int(part.labels.min()), int(part.labels.max())
+            if low < 0 or high >= len(self.classes):
+                raise UserError(
+                    f"{self.name}: {which} labels from {low} to {high}, but there are "
+                    f"{len(self.classes)} classes"
+                )
+        shapes = [tuple(part.images.shape[1:]) for part in (self.train, self.test)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{self.name}: training images are {_by(shapes[0])}, test images {_by(shapes[1])}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of one image."""
+        return tuple(self.train.images.shape[1:])
+
+    def describe(self) -> str:
+        return (
+            f"{self.name}: {len(self.train)} training and {len(self.test)} test images, "
+            f"{_by(self.shape)}, {len(self.classes)} classes"
+        )
+
+    def resized(self, size: int) -> ImageData:
+        """The same with images of ``size`` x ``size`` pixels."""
+        if self.shape[1:] == (size, size):
+            return self
+        parts = (
+            LabelledImages(_resize(part.images, size), part.labels)
+            for part in (self.train, self.test)
+        )
+        return replace(self, **dict(zip(("train", "test"), parts, strict=True)))
+
+    def limited(self, count: int | None) -> ImageData:
+        """The same with the first ``count`` training and test images."""
+        if count is None:
+            return self
+        return replace(self, train=self.train[:count], test=self.test[:count])
+
+
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of ``[N, C, H, W]`` bytes, of values in [0, 1].
+
+    A channel that is the same everywhere gets a deviation of 1.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for chunk in images.split(_CHUNK):
+        values = chunk.to(torch.float64).div_(255).transpose(0, 1).flatten(1)
+        count += values.shape[1]
+        total = total + values.sum(1)
+        squares = squares + values.square().sum(1)
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
+    deviation[deviation < 1e-4] = 1.0  # a 255th is 4e-3
+    return mean.tolist(), deviation.tolist()
+
+
+def split_by_class(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of a training and a test part, with ``fraction`` of each class in the test part.
+
+    At least one image of a class stays in training; both parts are in ascending order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    test = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        members = members[torch.randperm(len(members), generator=generator)]
+        test[members[: min(round(fraction * len(members)), len(members) - 1)]] = True
+    return (~test).nonzero().squeeze(1), test.nonzero().squeeze(1)
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    return torch.cat(
+        [
+            F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True)
+            .round_()
+            .clamp_(0, 255)
+            .byte()
+            for chunk in images.split(_CHUNK)
+        ]
+    )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,63 @@
+"""``--data``: which loader reads what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import UserError
+from .arrays import find_idx, load_idx, load_npz
+from .builtin import load_digits, load_synthetic
+from .cifar import find_cifar, load_cifar
+from .folder import load_folder
+from .images import ImageData
+
+BUILTIN = {"digits": load_digits, "synthetic": load_synthetic}
+
+
+def load_data(source: str, image_size: int | None = None, workers: int | None = None) -> ImageData:
+    """Reads a data set whole.
+
+    Args:
+        source: ``digits``, ``synthetic``, or a path: a folder with MNIST's idx files or CIFAR-10's
+            Python batches, an ``.npz`` file like MNIST's, one of the idx files, or a folder of
+            images with a sub-folder a class.
+        image_size: makes every image a square of that side.
+        workers: threads that decode images; ``None`` for one a core.
+
+    Raises:
+        UserError: there is nothing of the kind, or it is damaged.
+    """
+    if source in BUILTIN:
+        data = BUILTIN[source]()
+    else:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            data = _load_directory(path, image_size, workers)
+        elif path.is_file():
+            data = _load_file(path)
+        else:
+            raise UserError(
+                f"unknown data {source!r}: expected {', '.join(BUILTIN)} or the path of a file or "
+                "folder that exists"
+            )
+    return data if image_size is None else data.resized(image_size)
+
+
+def _load_directory(path: Path, image_size: int | None, workers: int | None) -> ImageData:
+    for folder in (path, path / "raw", path / "MNIST" / "raw"):
+        if folder.is_dir() and find_idx(folder):
+            return load_idx(folder)
+    if (path / "mnist.npz").is_file():
+        return load_npz(path / "mnist.npz")
+    cifar = find_cifar(path)
+    if cifar is not None:
+        return load_cifar(cifar)
+    return load_folder(path, image_size, workers)
+
+
+def _load_file(path: Path) -> ImageData:
+    if path.suffix == ".npz":
+        return load_npz(path)
+    if path in find_idx(path.parent).values():
+        return load_idx(path.parent)
+    raise UserError(f"{path} is neither an .npz file nor one of MNIST's idx files")

@@ -1,0 +1,199 @@
+"""One network's training: steps, epochs, evaluation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .augment import augment, resolve
+from .data import ImageData, LabelledImages
+from .data.images import channel_statistics
+from .errors import TrainingError
+from .settings import Settings
+
+_ON_DEVICE = 4 * 2**30  # bytes; a data set up to this size is copied to an accelerator whole
+
+
+class Feed:
+    """Batches of a data set on a device, as a network takes them.
+
+    The order and the variation of an epoch depend on the seed and the epoch's number alone, so a
+    resumed run sees what an uninterrupted one would.
+
+    Args:
+        statistics: mean and deviation of each channel, of values in [0, 1]; those of the training
+            images where ``None``.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        settings: Settings,
+        device: torch.device,
+        statistics: tuple[list[float], list[float]] | None = None,
+    ):
+        self.device = device
+        self.batch_size = min(settings.batch_size, len(data.train))
+        self.seed = settings.seed
+        self.augmentation = resolve(settings.augment, data.shape[0])
+        self.format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        self.mean, self.deviation = statistics or channel_statistics(data.train.images)
+        self._shift = torch.tensor(self.mean, device=device)[:, None, None] * 255
+        self._scale = 1 / (torch.tensor(self.deviation, device=device)[:, None, None] * 255)
+        fits = data.train.images.numel() + data.test.images.numel() <= _ON_DEVICE
+        place = device if fits else torch.device("cpu")
+        self.train, self.test = data.train.to(place), data.test.to(place)
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch. The incomplete one at the end is left out: other images each time."""
+        return len(self.train) // self.batch_size
+
+    def training(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
+        order = torch.randperm(len(self.train), generator=generator)
+        for start in range(0, self.steps * self.batch_size, self.batch_size):
+            index = order[start : start + self.batch_size].to(self.train.images.device)
+            batch = self.train[index].to(self.device)
+            images = augment(self.augmentation, batch.images, generator)
+            yield self.normalise(images), batch.labels
+
+    def testing(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        size = batch_size or max(self.batch_size, 256)
+        for start in range(0, len(self.test), size):
+            batch: LabelledImages = self.test[start : start + size].to(self.device)
+            yield self.normalise(batch.images), batch.labels
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Bytes -> float32 of mean 0 and deviation 1 over the training set, by channel."""
+        x = images.float().sub_(self._shift).mul_(self._scale)
+        return x.contiguous(memory_format=self.format)
+
+
+class Learner:
+    """A network with its optimizer.
+
+    SGD with momentum; weight decay on weights alone, not on biases and norms (what has one
+    dimension); a learning rate that falls to 0 as half a cosine over all steps, after a linear
+    warm-up where one is asked for.
+
+    Attributes:
+        model: the plain module, whose parameters are trained.
+        history: one dict of figures an epoch.
+    """
+
+    def __init__(self, name: str, model: nn.Module, settings: Settings, device: torch.device):
+        memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
+        self.name = name
+        self.model = model.to(device, memory_format=memory_format)
+        self.settings = settings
+        self.device = device
+        self.history: list[dict] = []
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.SGD(
+            groups,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "float16")
+        self._forward: Callable[[Tensor], Tensor] = (
+            torch.compile(self.model) if settings.compile else self.model
+        )
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the settings ask for."""
+        dtype = self.settings.amp_dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` -> logits ``[N, classes]``, float32, in the mode the model is in."""
+        with self.autocast():
+            return self._forward(x).float()
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` -> logits ``[N, classes]``, float32, in eval mode, which stays on."""
+        self.model.eval()
+        return self.forward(x)
+
+    def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of training -> (mean loss, number right), on the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.forward(x)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def train_epoch(self, feed: Feed, tick: Callable[[], None]) -> dict:
+        """Trains for the next epoch and returns its figures.
+
+        Raises:
+            TrainingError: the loss is no longer finite.
+        """
+        epoch, start = len(self.history), time.perf_counter()
+        torch.manual_seed(epoch_seed(self.settings.seed, epoch))  # for networks with dropout
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        right = torch.zeros((), device=self.device, dtype=torch.long)
+        for step, (x, labels) in enumerate(feed.training(epoch)):
+            rate = learning_rate(self.settings, epoch + step / feed.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss, correct = self.step(x, labels)
+            total += loss
+            right += correct
+            tick()
+        train_loss = total.item() / feed.steps
+        if not math.isfinite(train_loss):
+            raise TrainingError(
+                f"the loss of {self.name} became {train_loss} in epoch {epoch + 1}; "
+                f"a lower --lr than {self.settings.lr:g} may help"
+            )
+        seconds = time.perf_counter() - start
+        test_loss, test_accuracy = self.evaluate(feed)
+        return {
+            "epoch": epoch + 1,
+            "lr": rate,
+            "train_loss": train_loss,
+            "train_accuracy": right.item() / (feed.steps * feed.batch_size),
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+            "seconds": seconds,
+        }
+
+    def evaluate(self, feed: Feed) -> tuple[float, float]:
+        """(mean loss, accuracy) over the test set, in eval mode."""
+        total = torch.zeros((), device=self.device)
+        right = torch.zeros((), device=self.device, dtype=torch.long)
+        for x, labels in feed.testing():
+            logits = self.predict(x)
+            total += F.cross_entropy(logits, labels, reduction="sum")
+            right += (logits.argmax(1) == labels).sum()
+        return total.item() / len(feed.test), right.item() / len(feed.test)
+
+
+def learning_rate(settings: Settings, epoch: float) -> float:
+    """At a time of training, in epochs from its start: linear warm-up, then half a cosine."""
+    warmup = min(settings.warmup_epochs, settings.epochs)
+    if epoch < warmup:
+        return settings.lr * epoch / warmup
+    progress = (epoch - warmup) / max(settings.epochs - warmup, 1e-9)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for each epoch; the first is ``seed``."""
+    return seed + 1_000_003 * epoch

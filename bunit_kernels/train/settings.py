@@ -1,0 +1,99 @@
+"""Every choice of a run, and what is checked about it before anything starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from ..models import dense_counterpart
+from .augment import AUGMENTATIONS
+from .data.load import BUILTIN
+from .errors import UserError
+
+AMP_TYPES = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides how a network is trained; a resumed run takes them over.
+
+    Raises:
+        UserError: a number out of its range or a name that is not known.
+    """
+
+    model: str = "bunit_cnn"
+    model_arg: dict = field(default_factory=dict)
+    dense: bool = True
+    data: str = "digits"
+    image_size: int | None = None
+    augment: str = "auto"
+    limit: int | None = None
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    seed: int = 0
+    device: str = "auto"
+    backend: str | None = None
+    amp: str | None = None
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    threads: int | None = None
+    workers: int | None = None
+    beta: float = 1.0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "image_size", "limit", "threads", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{_option(name)} must be at least 1, got {value}")
+        for name, low, high in (
+            ("lr", 0, math.inf),
+            ("momentum", 0, 1),
+            ("weight_decay", 0, math.inf),
+            ("warmup_epochs", 0, math.inf),
+            ("label_smoothing", 0, 1),
+            ("seed", 0, 2**48),
+        ):
+            value = getattr(self, name)
+            if not low <= value < high:
+                limit = "" if high == math.inf else f" and below {high}"
+                raise UserError(f"{_option(name)} must be at least {low}{limit}, got {value}")
+        if not 0 < self.beta < math.inf:
+            raise UserError(f"--beta must be above 0, got {self.beta}")
+        if self.nesterov and self.momentum == 0:
+            raise UserError("--nesterov needs a --momentum above 0")
+        try:
+            dense_counterpart(self.model)  # it knows the models, and lists them
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        for name, value, known in (
+            ("augment", self.augment, AUGMENTATIONS),
+            ("amp", self.amp, (None, *AMP_TYPES)),
+        ):
+            if value not in known:
+                names = ", ".join(str(k) for k in known if k is not None)
+                raise UserError(f"unknown {_option(name)} {value!r}, expected one of {names}")
+
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        return None if self.amp is None else getattr(torch, self.amp)
+
+    @property
+    def data_name(self) -> str:
+        """A short name for run folders."""
+        return self.data if self.data in BUILTIN else self.data.rstrip("/").rsplit("/", 1)[-1]
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
