@@ -1,0 +1,159 @@
+#include "forward_plan.h"
+
+#include <algorithm>
+
+#include "pack.h"
+
+namespace bunit {
+namespace {
+
+// What a step's buffers may take of the first-level cache (32 to 48 KiB), beside weights.
+constexpr int64_t kCacheBytes = 36 * 1024;
+constexpr int64_t kSegmentPixels = 256;  // not worth splitting below
+
+}  // namespace
+
+ForwardPlan::ForwardPlan(const Stack& stack, const Image& x, const std::vector<Tensor>& weights,
+                         const std::vector<Tensor>& biases, const ConvOptions& options)
+    : stack_(stack), options_(options), dtype_(x.dtype), kinds_(size_t(stack.kinds)) {
+  std::vector<bool> made(kinds_.size());
+  int64_t packed = 0;
+  for (const Unit& unit : stack.units) {
+    if (!made[size_t(unit.kind)]) make_kind(unit, x);
+    made[size_t(unit.kind)] = true;
+    for (int l = 0; l < stack.depth; ++l) {
+      packed += packed_size(unit, l) + (biases.empty() ? 0 : unit.widths[l + 1]);
+    }
+  }
+  packed_.resize(size_t(packed * compute_size(dtype_) + 7) / 8);
+  WeightPacker packer(packed_.data(), dtype_);
+  const std::vector<Values> weight_values(weights.begin(), weights.end());
+  const std::vector<Values> bias_values(biases.begin(), biases.end());
+  units_.reserve(stack.units.size());
+  for (const Unit& unit : stack.units) {
+    PackedUnit out{};
+    out.kind = &kinds_[size_t(unit.kind)];
+    out.in_channel = unit.channels[0];
+    out.out_channel = unit.channels[stack.depth];
+    for (int l = 0; l < stack.depth; ++l) {
+      out.weights[l] = packer.weights(weight_values[size_t(l)], unit, l);
+      if (!biases.empty()) {
+        out.biases[l] =
+            packer.values(bias_values[size_t(l)], unit.channels[l + 1], unit.widths[l + 1]);
+      }
+    }
+    units_.push_back(out);
+  }
+}
+
+void ForwardPlan::make_kind(const Unit& unit, const Image& x) {
+  Kind& kind = kinds_[size_t(unit.kind)];
+  kind = {};
+  kind.kernel = unit.kernel;
+  int64_t h = x.h, w = x.w;
+  const int64_t span = options_.dilation * (unit.kernel - 1);
+  for (int l = 0; l < stack_.depth; ++l) {
+    Level& level = kind.levels[l];
+    const int64_t stride = l == 0 ? options_.stride : 1;
+    level.c_in = unit.widths[l];
+    level.c_out = unit.widths[l + 1];
+    level.taps = level.c_in * unit.kernel * unit.kernel;
+    level.pad = unit.pad;
+    level.reach = int(span / stride);
+    level.phases = unit.kernel == 1 ? 1 : int(stride);
+    level.out_h = conv_size(h, unit.kernel, unit.pad, stride, options_.dilation);
+    level.out_w = conv_size(w, unit.kernel, unit.pad, stride, options_.dilation);
+    STD_TORCH_CHECK(
+        level.out_h >= 1 && level.out_w >= 1, "level ", l + 1, " gets ", h, "x", w,
+        " pixels, too few for its kernel of ", unit.kernel);
+    // At stride 1 the zeros between two rows serve both as padding.
+    const int64_t row = stride == 1 ? w + unit.pad : level.out_w + level.reach;
+    kind.row = std::max({kind.row, row, level.out_w});
+    h = level.out_h;
+    w = level.out_w;
+  }
+  out_h_ = h;
+  out_w_ = w;
+  set_step(kind);
+  for (int l = 0; l < stack_.depth; ++l) {
+    Level& level = kind.levels[l];
+    offsets_.push_back(tap_offsets(unit, l, l == 0 ? options_.stride : 1, options_.dilation,
+                                   level.phases, level.plane, kind.row));
+    level.offsets = offsets_.back().data();
+  }
+  scratch_bytes_ = std::max(scratch_bytes_, kind.scratch * compute_size(dtype_));
+}
+
+// As many rows at a time as the cache holds, in even steps.
+void ForwardPlan::set_step(Kind& kind) {
+  const int64_t lanes = kernels().vector_bytes / compute_size(dtype_);
+  int64_t per_row = kind.levels[stack_.depth - 1].c_out, fixed = 0, extra = 0;
+  for (int l = stack_.depth - 1; l >= 0; --l) {
+    const Level& level = kind.levels[l];
+    const int64_t planes = int64_t(level.c_in) * level.phases * level.phases;
+    extra += level.reach;
+    per_row += planes;
+    fixed += planes * extra;
+  }
+  const int64_t rows_in_cache = kCacheBytes / (kind.row * compute_size(dtype_));
+  const int64_t least = (kSegmentPixels + kind.row - 1) / kind.row;
+  const int64_t most = std::max(least, (rows_in_cache - fixed) / per_row);
+  const int64_t steps = (out_h_ + most - 1) / most;
+  kind.step = (out_h_ + steps - 1) / steps;
+
+  int64_t rows = kind.step;
+  const int64_t slack = 2 * lanes + kind.levels[0].pad + kind.levels[0].reach;
+  kind.out_plane = padded_plane(rows * kind.row + slack, lanes);
+  kind.scratch = kind.row + 2 * lanes + kind.levels[stack_.depth - 1].c_out * kind.out_plane;
+  for (int l = stack_.depth - 1; l >= 0; --l) {
+    Level& level = kind.levels[l];
+    rows += level.reach;
+    level.rows = rows;
+    level.plane = padded_plane(rows * kind.row + slack, lanes);
+    kind.scratch += int64_t(level.c_in) * level.phases * level.phases * level.plane;
+  }
+}
+
+void ForwardPlan::run(const Image& x, const Image& y, const Image& residual, const Norm& in_norm,
+                      Activation in_activation, std::vector<Moments>* moments) const {
+  if (y.n == 0) return;
+  const int64_t count = int64_t(units_.size());
+  // Where channels lie next to each other, units that share cache lines go together.
+  const int64_t line = 64 / (x.dtype == Scalar::float64 ? 8 : x.dtype == Scalar::float32 ? 4 : 2);
+  const int64_t group = x.stride_c == 1 && x.h * x.w > 1
+                            ? std::max<int64_t>(1, line * count / std::max<int64_t>(x.c, 1))
+                            : 1;
+  const int64_t groups = (count + group - 1) / group;
+
+  ForwardCall call{};
+  call.x = x;
+  call.y = y;
+  call.residual = residual;
+  call.depth = stack_.depth;
+  call.stride = int(options_.stride);
+  call.dilation = int(options_.dilation);
+  call.hidden = options_.hidden;
+  call.out = options_.out;
+  call.after_residual = options_.after_residual;
+  call.units = units_.data();
+  call.in_norm = in_norm;
+  call.in_activation = in_activation;
+  call.segments = segments_for(y.n * groups, y.h, y.h * y.w, kSegmentPixels);
+  std::vector<Moments> parts;
+  if (moments) {
+    parts.resize(size_t(y.n * call.segments * y.c));
+    call.moments = parts.data();
+  }
+
+  const auto forward = kernels().forward[compute_index(dtype_)];
+  const int64_t bytes = scratch_bytes_;
+  for_each_item(y.n * call.segments * groups, [&](int64_t item) {
+    const int64_t first = item % groups * group;
+    const int64_t outer = item / groups;
+    forward(call, outer / call.segments, first, std::min(first + group, count),
+            outer % call.segments, scratch(bytes));
+  });
+  if (moments) *moments = merge_moments(parts, y.c);
+}
+
+}  // namespace bunit

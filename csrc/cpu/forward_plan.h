@@ -1,0 +1,54 @@
+// Everything about a forward pass that does not depend on the pixels: buffers, tap offsets, and
+// weights in the order in which the kernels read them.
+#pragma once
+
+#include <deque>
+#include <optional>
+#include <vector>
+
+#include "stack.h"
+#include "tensors.h"
+
+namespace bunit {
+
+struct ConvOptions {
+  int64_t stride = 1, dilation = 1;
+  Activation hidden = Activation::identity;
+  Activation out = Activation::identity;
+  Activation after_residual = Activation::identity;
+};
+
+// Packs `units` of one level or more for inputs like `x`; `weights` and `biases` (empty, or one a
+// level) are the operators' tensors.
+class ForwardPlan {
+ public:
+  ForwardPlan(const Stack& stack, const Image& x, const std::vector<Tensor>& weights,
+              const std::vector<Tensor>& biases, const ConvOptions& options);
+
+  int64_t out_h() const { return out_h_; }
+  int64_t out_w() const { return out_w_; }
+
+  // Fills y, segment by segment. `residual` may hold no data. With `in_norm` the input is normalised
+  // and activated as it is loaded; with `moments` those of the output are added up, an entry a
+  // channel.
+  void run(const Image& x, const Image& y, const Image& residual, const Norm& in_norm,
+           Activation in_activation, std::vector<Moments>* moments) const;
+
+ private:
+  void make_kind(const Unit& unit, const Image& x);
+  void set_step(Kind& kind);
+
+
+
+  const Stack& stack_;
+  ConvOptions options_;
+  Scalar dtype_;
+  int64_t out_h_ = 0, out_w_ = 0, scratch_bytes_ = 0;
+  std::vector<Kind> kinds_;
+  std::deque<std::vector<int64_t>> offsets_;
+  std::vector<PackedUnit> units_;
+  std::vector<double> packed_;  // as storage: floats or doubles
+};
+
+
+}  // namespace bunit

@@ -1,0 +1,19 @@
+// Everything that is compiled once for each instruction set. The includer has set BUNIT_ISA,
+// BUNIT_TABLE, BUNIT_VECTOR_BYTES, BUNIT_REGISTERS and the compiler's target.
+#pragma once
+
+#include "forward.h"
+#include "table.h"
+
+namespace bunit {
+
+#define BUNIT_STRING_(name) #name
+#define BUNIT_STRING(name) BUNIT_STRING_(name)
+
+const Kernels BUNIT_TABLE = {
+    BUNIT_STRING(BUNIT_ISA),
+    BUNIT_VECTOR_BYTES,
+    {&BUNIT_ISA::forward_item<float>, &BUNIT_ISA::forward_item<double>},
+};
+
+}  // namespace bunit

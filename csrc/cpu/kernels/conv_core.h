@@ -1,0 +1,188 @@
+// The two inner loops: a convolution and a weight gradient on flat planes.
+//
+// A plane holds rows of equal length, one after the other, so that a kernel tap is one offset for
+// all pixels and a run of pixels need not know where a row ends: whatever the image's width, all
+// lanes work. What is computed between the rows is garbage that nobody reads.
+#pragma once
+
+#include "vec.h"
+
+namespace bunit::BUNIT_ISA {
+
+// Accumulators that fit the register file beside the weights and one load.
+constexpr int kAccumulators = BUNIT_REGISTERS == 32 ? 24 : 12;
+constexpr int kBlock = 4;  // output channels at a time
+
+constexpr int strip_of(int channels) { return kAccumulators / (channels < 2 ? 2 : channels); }
+constexpr int kMaxStrip = strip_of(1);
+
+template <int... I>
+struct Seq {};
+template <int N, int... I>
+struct MakeSeq : MakeSeq<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeSeq<0, I...> {
+  using type = Seq<I...>;
+};
+
+// `Strip` vectors of `Channels` output channels: out[c][i] = bias[c] + sum over taps.
+template <class T, int Channels, int Strip>
+struct ConvStrip {
+  static void run(const T* in, const int64_t* offsets, int taps, const T* weights, const T* bias,
+                  Activation activation, T* out, int64_t out_plane) {
+    Vec<T> acc[Channels][Strip];
+#pragma GCC unroll 16
+    for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+      for (int i = 0; i < Strip; ++i) acc[c][i] = bias ? splat<T>(bias[c]) : Vec<T>{};
+    }
+    for (int t = 0; t < taps; ++t) {
+      const T* source = in + offsets[t];
+      Vec<T> w[Channels];
+#pragma GCC unroll 16
+      for (int c = 0; c < Channels; ++c) w[c] = splat<T>(weights[t * Channels + c]);
+#pragma GCC unroll 16
+      for (int i = 0; i < Strip; ++i) {
+        const Vec<T> x = load(source + i * kLanes<T>);
+#pragma GCC unroll 16
+        for (int c = 0; c < Channels; ++c) acc[c][i] += w[c] * x;
+      }
+    }
+#pragma GCC unroll 16
+    for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+      for (int i = 0; i < Strip; ++i) {
+        store(out + c * out_plane + i * kLanes<T>, activate<T>(activation, acc[c][i]));
+      }
+    }
+  }
+};
+
+template <class T>
+using ConvStripFn = void (*)(const T*, const int64_t*, int, const T*, const T*, Activation, T*,
+                             int64_t);
+
+template <class T, int Channels, class S>
+struct ConvStrips;
+template <class T, int Channels, int... I>
+struct ConvStrips<T, Channels, Seq<I...>> {
+  static constexpr ConvStripFn<T> table[] = {&ConvStrip<T, Channels, I + 1>::run...};
+};
+
+template <class T>
+BUNIT_INLINE ConvStripFn<T> conv_strip(int channels, int strip) {
+  switch (channels) {
+    case 1:
+      return ConvStrips<T, 1, typename MakeSeq<strip_of(1)>::type>::table[strip - 1];
+    case 2:
+      return ConvStrips<T, 2, typename MakeSeq<strip_of(2)>::type>::table[strip - 1];
+    case 3:
+      return ConvStrips<T, 3, typename MakeSeq<strip_of(3)>::type>::table[strip - 1];
+    default:
+      return ConvStrips<T, 4, typename MakeSeq<strip_of(4)>::type>::table[strip - 1];
+  }
+}
+
+// out[c][p] = activation(bias[c] + sum_t weights[t][c] * in[offsets[t] + p]) for p < flat rounded
+// up to whole vectors. Weights lie in blocks of kBlock channels, the last one narrower.
+template <class T>
+void conv_flat(const T* in, const int64_t* offsets, int taps, const T* weights, const T* bias,
+               int channels, Activation activation, T* out, int64_t out_plane, int64_t flat) {
+  const int64_t vectors = (flat + kLanes<T> - 1) / kLanes<T>;
+  const int limit = strip_of(channels < kBlock ? channels : kBlock);
+  const int64_t strips = (vectors + limit - 1) / limit;
+  int64_t done = 0;
+  for (int64_t s = 0; s < strips; ++s) {
+    const int strip = int((vectors - done) / (strips - s));  // even strips, none a lonely rest
+    const int64_t p = done * kLanes<T>;
+    for (int c = 0; c < channels; c += kBlock) {
+      const int block = channels - c < kBlock ? channels - c : kBlock;
+      conv_strip<T>(block, strip)(in + p, offsets, taps, weights + int64_t(c) * taps,
+                                  bias ? bias + c : nullptr, activation, out + c * out_plane + p,
+                                  out_plane);
+    }
+    done += strip;
+  }
+}
+
+// `Taps` weight gradients of `Channels` channels: out[c][t] = sum_p grad[c][p] * in[offsets[t] + p].
+template <class T, int Channels, int Taps>
+BUNIT_INLINE void weight_grad_block(const T* grad, int64_t grad_plane, const T* in,
+                                    const int64_t* offsets,
+                                    const typename VecOf<T>::Int* mask, int64_t flat, T* out,
+                                    int64_t out_stride) {
+  Vec<T> acc[Channels][Taps];
+#pragma GCC unroll 16
+  for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+    for (int t = 0; t < Taps; ++t) acc[c][t] = Vec<T>{};
+  }
+  const T* sources[Taps];
+#pragma GCC unroll 16
+  for (int t = 0; t < Taps; ++t) sources[t] = in + offsets[t];
+  for (int64_t p = 0; p < flat; p += kLanes<T>) {
+    Mask<T> valid;
+    memcpy(&valid, mask + p, sizeof(valid));
+    Vec<T> g[Channels];
+#pragma GCC unroll 16
+    for (int c = 0; c < Channels; ++c) g[c] = load(grad + c * grad_plane + p);
+#pragma GCC unroll 16
+    for (int t = 0; t < Taps; ++t) {
+      const Vec<T> x = keep<T>(load(sources[t] + p), valid);
+#pragma GCC unroll 16
+      for (int c = 0; c < Channels; ++c) acc[c][t] += g[c] * x;
+    }
+  }
+  for (int c = 0; c < Channels; ++c) {
+    for (int t = 0; t < Taps; ++t) out[c * out_stride + t] = sum<T>(acc[c][t]);
+  }
+}
+
+constexpr int taps_of(int channels) {
+  return BUNIT_REGISTERS == 32 ? (channels < 3 ? 9 : channels == 3 ? 7 : 6)
+                               : (channels < 3 ? 4 : 3);
+}
+
+template <class T, int Channels>
+void weight_grad_channels(const T* grad, int64_t grad_plane, const T* in, const int64_t* offsets,
+                          int taps, const typename VecOf<T>::Int* mask, int64_t flat, T* out) {
+  constexpr int kTaps = taps_of(Channels);
+  int t = 0;
+  for (; t + kTaps <= taps; t += kTaps) {
+    weight_grad_block<T, Channels, kTaps>(grad, grad_plane, in, offsets + t, mask, flat, out + t,
+                                          taps);
+  }
+  for (; t + 3 <= taps; t += 3) {
+    weight_grad_block<T, Channels, 3>(grad, grad_plane, in, offsets + t, mask, flat, out + t, taps);
+  }
+  for (; t < taps; ++t) {
+    weight_grad_block<T, Channels, 1>(grad, grad_plane, in, offsets + t, mask, flat, out + t, taps);
+  }
+}
+
+// out[c][t] = sum over valid p < flat of grad[c][p] * in[offsets[t] + p]. `mask` is all ones where
+// p is a pixel and zero between rows, where grad is zero but the input may be infinite.
+template <class T>
+void weight_grad_flat(const T* grad, int64_t grad_plane, const T* in, const int64_t* offsets,
+                      int taps, int channels, const typename VecOf<T>::Int* mask, int64_t flat,
+                      T* out) {
+  for (int c = 0; c < channels; c += kBlock) {
+    const T* g = grad + c * grad_plane;
+    T* o = out + int64_t(c) * taps;
+    switch (channels - c) {
+      case 1:
+        weight_grad_channels<T, 1>(g, grad_plane, in, offsets, taps, mask, flat, o);
+        break;
+      case 2:
+        weight_grad_channels<T, 2>(g, grad_plane, in, offsets, taps, mask, flat, o);
+        break;
+      case 3:
+        weight_grad_channels<T, 3>(g, grad_plane, in, offsets, taps, mask, flat, o);
+        break;
+      default:
+        weight_grad_channels<T, 4>(g, grad_plane, in, offsets, taps, mask, flat, o);
+    }
+  }
+}
+
+}  // namespace bunit::BUNIT_ISA

@@ -1,0 +1,205 @@
+// All levels of one unit over some rows of one image, the hidden activations never leaving the
+// cache.
+//
+// Finished rows are made a few at a time, top to bottom. Each level's input buffer keeps the rows
+// that the next step needs again, so that nothing is computed twice within a segment.
+#pragma once
+
+#include "conv_core.h"
+#include "planes.h"
+
+namespace bunit::BUNIT_ISA {
+
+// Rows [begin, end) of a level's padded input that its buffer holds.
+struct Window {
+  int64_t begin, end;
+};
+
+template <class T>
+struct UnitForward {
+  const ForwardCall& call;
+  const PackedUnit& unit;
+  const Kind& kind;
+  int64_t n;
+  T* buffers[kLevels];
+  T* finished;  // planes of the finished rows
+  T* spare;     // a row
+  Window windows[kLevels];
+
+  UnitForward(const ForwardCall& call, const PackedUnit& unit, int64_t n, T* scratch)
+      : call(call), unit(unit), kind(*unit.kind), n(n) {
+    spare = scratch;
+    scratch += kind.row + kLanes<T>;
+    for (int l = 0; l < call.depth; ++l) {
+      const Level& level = kind.levels[l];
+      buffers[l] = scratch;
+      scratch += level.c_in * level.phases * level.phases * level.plane;
+    }
+    finished = scratch;
+  }
+
+  const Level& last() const { return kind.levels[call.depth - 1]; }
+
+  // The windows from which output row `y0` is made.
+  void start(int64_t y0) {
+    int64_t row = y0;
+    for (int l = call.depth - 1; l >= 0; --l) {
+      windows[l] = {row, row};
+      row = at_least(row - kind.levels[l].pad, 0);
+    }
+  }
+
+  // Makes sure that level l's buffer holds its rows [begin, end), reusing what it holds.
+  void fill(int l, int64_t begin, int64_t end) {
+    const Level& level = kind.levels[l];
+    Window& window = windows[l];
+    const int planes = level.c_in * level.phases * level.phases;
+    if (begin > window.begin && window.end > begin) {
+      const size_t kept = size_t((window.end - begin) * kind.row + level.pad) * sizeof(T);
+      for (int i = 0; i < planes; ++i) {
+        T* plane = buffers[l] + i * level.plane;
+        memmove(plane, plane + (begin - window.begin) * kind.row, kept);
+      }
+    }
+    window.begin = begin;
+    const int64_t from = at_least(window.end, begin);
+    window.end = at_least(window.end, end);
+    if (from >= end) return;
+    if (l == 0) {
+      const PlaneMap map{kind.row, level.plane, call.stride, level.pad, level.phases};
+      load_planes(call.x, n, unit.in_channel, level.c_in, map, begin, from, end, buffers[0],
+                  call.in_norm, call.in_activation, spare);
+    } else {
+      compute(l - 1, from - level.pad, end - level.pad, l, begin);
+    }
+  }
+
+  // Output rows [y0, y1) of level l, some of them maybe outside the image and so zero, into the
+  // buffer of level `next`, which begins at its row `base`.
+  void compute(int l, int64_t y0, int64_t y1, int next, int64_t base) {
+    const Level& level = kind.levels[l];
+    const Level& target = kind.levels[next];
+    const int64_t top = at_most(at_least(y0, 0), y1);
+    const int64_t bottom = at_least(at_most(y1, level.out_h), top);
+    T* rows = buffers[next] + (y0 + target.pad - base) * kind.row;
+    for (int c = 0; c < level.c_out; ++c) clear(rows + c * target.plane, (top - y0) * kind.row);
+    if (bottom > top) {
+      run_level(l, top, bottom, rows + (top - y0) * kind.row + target.pad, target.plane,
+                call.hidden);
+    }
+    for (int c = 0; c < level.c_out; ++c) {
+      T* plane = rows + c * target.plane;
+      for (int64_t y = top; y < bottom; ++y) {
+        T* row = plane + (y - y0) * kind.row;
+        clear(row, target.pad);
+        clear(row + target.pad + level.out_w, kind.row - target.pad - level.out_w);
+      }
+      clear(plane + (bottom - y0) * kind.row, (y1 - bottom) * kind.row + target.pad);
+    }
+  }
+
+  void run_level(int l, int64_t y0, int64_t y1, T* out, int64_t out_plane, Activation activation) {
+    const Level& level = kind.levels[l];
+    fill(l, y0, y1 + level.reach);
+    const T* in = buffers[l] + (y0 - windows[l].begin) * kind.row;
+    conv_flat<T>(in, level.offsets, level.taps, static_cast<const T*>(unit.weights[l]),
+                 static_cast<const T*>(unit.biases[l]), level.c_out, activation, out, out_plane,
+                 (y1 - y0 - 1) * kind.row + level.out_w);
+  }
+
+  // Adds the residual to finished rows.
+  void add_residual(int64_t y0, int64_t y1) {
+    const Level& level = last();
+    for (int c = 0; c < level.c_out; ++c) {
+      for (int64_t y = y0; y < y1; ++y) {
+        T* row = finished + c * kind.out_plane + (y - y0) * kind.row;
+        read_row(call.residual, offset_of(call.residual, n, unit.out_channel + c, y, 0),
+                 call.residual.stride_w, spare, level.out_w);
+        for (int64_t i = 0; i < level.out_w; i += kLanes<T>) {
+          const Vec<T> v = activate<T>(call.after_residual, load(row + i) + load(spare + i));
+          store(spare + i, v);
+        }
+        memcpy(row, spare, size_t(level.out_w) * sizeof(T));
+      }
+    }
+  }
+
+  // Merges finished rows into the channels' moments. The distances are taken from a mean that is
+  // nearly theirs, so nothing cancels however large it is.
+  void add_moments(int64_t rows, Moments* moments) {
+    const int64_t width = last().out_w;
+    const double count = double(rows * width);
+    for (int c = 0; c < last().c_out; ++c) {
+      const T* plane = finished + c * kind.out_plane;
+      const T center = T(sum_rows(plane, rows, width, T(0)).first / count);
+      const Sums sums = sum_rows(plane, rows, width, center);
+      const double shift = sums.first / count;
+      merge(moments[c], {count, double(center) + shift, sums.second - sums.first * shift});
+    }
+  }
+
+  struct Sums {
+    double first, second;  // of the distances from a center, and of their squares
+  };
+
+  Sums sum_rows(const T* plane, int64_t rows, int64_t width, T center) const {
+    Sums sums{};
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* row = plane + r * kind.row;
+      Vec<T> first{}, second{};
+      int64_t i = 0;
+      for (; i + kLanes<T> <= width; i += kLanes<T>) {
+        const Vec<T> d = load(row + i) - center;
+        first += d;
+        second += d * d;
+      }
+      sums.first += double(sum<T>(first));
+      sums.second += double(sum<T>(second));
+      for (; i < width; ++i) {
+        const double d = double(row[i]) - double(center);
+        sums.first += d;
+        sums.second += d * d;
+      }
+    }
+    return sums;
+  }
+
+  static void merge(Moments& into, const Moments& more) {
+    const double count = into.count + more.count;
+    const double delta = more.mean - into.mean;
+    into.mean += delta * more.count / count;
+    into.m2 += more.m2 + delta * delta * into.count * more.count / count;
+    into.count = count;
+  }
+
+  void run(int64_t y0, int64_t y1, Moments* moments) {
+    start(y0);
+    for (int64_t y = y0; y < y1; y += kind.step) {
+      const int64_t end = at_most(y + kind.step, y1);
+      run_level(call.depth - 1, y, end, finished, kind.out_plane, call.out);
+      if (moments) add_moments(end - y, moments);
+      if (call.residual.data) add_residual(y, end);
+      store_planes(call.y, n, unit.out_channel, last().c_out, y, end - y, finished, kind.out_plane,
+                   kind.row);
+    }
+  }
+};
+
+// Units [first, last) of image n, output rows of one segment.
+template <class T>
+void forward_item(const ForwardCall& call, int64_t n, int64_t first, int64_t last, int64_t segment,
+                  void* scratch) {
+  const int64_t y0 = call.y.h * segment / call.segments;
+  const int64_t y1 = call.y.h * (segment + 1) / call.segments;
+  for (int64_t u = first; u < last; ++u) {
+    const PackedUnit& unit = call.units[u];
+    Moments* moments = nullptr;
+    if (call.moments) {
+      moments = call.moments + (n * call.segments + segment) * call.y.c + unit.out_channel;
+      for (int c = 0; c < unit.kind->levels[call.depth - 1].c_out; ++c) moments[c] = {};
+    }
+    UnitForward<T>(call, unit, n, static_cast<T*>(scratch)).run(y0, y1, moments);
+  }
+}
+
+}  // namespace bunit::BUNIT_ISA

@@ -1,0 +1,163 @@
+// Vectors of the instruction set being compiled, through the compiler's portable vector types, and
+// the fused activations on them. Included by one translation unit for each instruction set
+// (BUNIT_ISA, BUNIT_VECTOR_BYTES, BUNIT_REGISTERS); no standard library templates in here: a linker
+// would keep one instance of each for all instruction sets.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "calls.h"
+
+#define BUNIT_INLINE inline __attribute__((always_inline))
+
+namespace bunit::BUNIT_ISA {
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float V __attribute__((vector_size(BUNIT_VECTOR_BYTES)));
+  typedef float U __attribute__((vector_size(BUNIT_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t I __attribute__((vector_size(BUNIT_VECTOR_BYTES)));
+  typedef int32_t Int;
+};
+template <>
+struct VecOf<double> {
+  typedef double V __attribute__((vector_size(BUNIT_VECTOR_BYTES)));
+  typedef double U __attribute__((vector_size(BUNIT_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t I __attribute__((vector_size(BUNIT_VECTOR_BYTES)));
+  typedef int64_t Int;
+};
+
+template <class T>
+using Vec = typename VecOf<T>::V;
+template <class T>
+using Mask = typename VecOf<T>::I;
+template <class T>
+constexpr int kLanes = BUNIT_VECTOR_BYTES / int(sizeof(T));
+
+template <class T>
+BUNIT_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VecOf<T>::U*>(p);
+}
+template <class T>
+BUNIT_INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename VecOf<T>::U*>(p) = v;
+}
+template <class T>
+BUNIT_INLINE Vec<T> splat(T s) {
+  return Vec<T>{} + s;
+}
+template <class T>
+BUNIT_INLINE Vec<T> keep(Vec<T> v, Mask<T> mask) {  // bitwise: a masked NaN is gone
+  return (Vec<T>)((Mask<T>)v & mask);
+}
+template <class T>
+BUNIT_INLINE T sum(Vec<T> v) {
+  T lanes[kLanes<T>];
+  memcpy(lanes, &v, sizeof(v));
+  for (int width = kLanes<T> / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+// A comparison is written so that NaN takes the branch that returns it.
+template <class T>
+BUNIT_INLINE Vec<T> max0(Vec<T> x) {
+  const Vec<T> zero{};
+  return x < zero ? zero : x;
+}
+template <class T>
+BUNIT_INLINE Vec<T> min6(Vec<T> x) {
+  const Vec<T> six = splat<T>(6);
+  return x > six ? six : x;
+}
+
+BUNIT_INLINE float exp_(float x) { return expf(x); }
+BUNIT_INLINE double exp_(double x) { return exp(x); }
+BUNIT_INLINE float erf_(float x) { return erff(x); }
+BUNIT_INLINE double erf_(double x) { return erf(x); }
+
+// The activations that need the C library, a lane at a time.
+template <class T>
+__attribute__((noinline)) void activate_lanes(Activation name, T* lanes) {
+  for (int i = 0; i < kLanes<T>; ++i) {
+    const T x = lanes[i];
+    lanes[i] = name == Activation::gelu ? x * T(0.5) * (1 + erf_(x * T(0.70710678118654752440)))
+                                        : x / (1 + exp_(-x));
+  }
+}
+
+template <class T>
+BUNIT_INLINE Vec<T> activate(Activation name, Vec<T> x) {
+  switch (name) {
+    case Activation::identity:
+      return x;
+    case Activation::relu:
+      return max0<T>(x);
+    case Activation::relu6:
+      return min6<T>(max0<T>(x));
+    case Activation::leaky_relu:
+      return x > Vec<T>{} ? x : x * T(0.01);
+    case Activation::hardswish:
+      return x * min6<T>(max0<T>(x + T(3))) / T(6);
+    default: {
+      T lanes[kLanes<T>];
+      memcpy(lanes, &x, sizeof(x));
+      activate_lanes<T>(name, lanes);
+      memcpy(&x, lanes, sizeof(x));
+      return x;
+    }
+  }
+}
+
+template <class T>
+__attribute__((noinline)) void derive_lanes(Activation name, T* lanes) {
+  for (int i = 0; i < kLanes<T>; ++i) {
+    const T x = lanes[i];
+    if (name == Activation::gelu) {
+      const T density = T(0.39894228040143267794) * exp_(T(-0.5) * x * x);
+      lanes[i] = T(0.5) * (1 + erf_(x * T(0.70710678118654752440))) + x * density;
+    } else {
+      const T s = 1 / (1 + exp_(-x));
+      lanes[i] = s * (1 + x * (1 - s));
+    }
+  }
+}
+
+// grad * activation'(x); where the derivative is 0 the gradient is dropped, be it NaN or not, as
+// PyTorch's backward operators do.
+template <class T>
+BUNIT_INLINE Vec<T> activation_grad(Activation name, Vec<T> x, Vec<T> grad) {
+  const Vec<T> zero{};
+  switch (name) {
+    case Activation::identity:
+      return grad;
+    case Activation::relu:
+      return x <= zero ? zero : grad;
+    case Activation::relu6: {
+      const Vec<T> low = x <= zero ? zero : grad;
+      return x >= splat<T>(6) ? zero : low;
+    }
+    case Activation::leaky_relu:
+      return x > zero ? grad : grad * T(0.01);
+    case Activation::hardswish: {
+      const Vec<T> three = splat<T>(3);
+      const Vec<T> middle = grad * (x / T(3) + T(0.5));
+      const Vec<T> low = x <= -three ? zero : middle;
+      return x >= three ? grad : low;
+    }
+    default: {
+      T lanes[kLanes<T>];
+      memcpy(lanes, &x, sizeof(x));
+      derive_lanes<T>(name, lanes);
+      memcpy(&x, lanes, sizeof(x));
+      return grad * x;
+    }
+  }
+}
+
+}  // namespace bunit::BUNIT_ISA

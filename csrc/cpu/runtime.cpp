@@ -1,0 +1,123 @@
+#include "runtime.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <string>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace bunit {
+namespace {
+
+bool runs_here(const Kernels& table) {
+#if defined(__x86_64__)
+  if (&table == &kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (&table == &kAvx512) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("fma");
+  }
+#endif
+  return true;
+}
+
+const Kernels& choose() {
+#if defined(__x86_64__)
+  const Kernels* tables[] = {&kAvx512, &kAvx2, &kGeneric};
+#else
+  const Kernels* tables[] = {&kGeneric};
+#endif
+  const char* wanted = std::getenv("BUNIT_CPU_ISA");
+  for (const Kernels* table : tables) {
+    const bool named = wanted == nullptr || std::strcmp(wanted, table->isa) == 0;
+    if (named && runs_here(*table)) return *table;
+  }
+  STD_TORCH_CHECK(
+      false, "environment variable BUNIT_CPU_ISA=", wanted,
+      ": expected generic, avx2 or avx512, and one that this processor has");
+  return kGeneric;
+}
+
+struct Scratch {
+  static constexpr size_t kAlignment = 64;
+  void* data = nullptr;
+  size_t size = 0;
+
+  void* at_least(size_t bytes) {
+    if (bytes > size) {
+      release();
+      data = ::operator new(bytes, std::align_val_t(kAlignment));
+      size = bytes;
+    }
+    return data;
+  }
+  void release() {
+    if (data) ::operator delete(data, std::align_val_t(kAlignment));
+    data = nullptr;
+    size = 0;
+  }
+  ~Scratch() { release(); }
+};
+
+std::string cpu_isa() { return kernels().isa; }
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& table = choose();
+  return table;
+}
+
+void* scratch(int64_t bytes) {
+  thread_local Scratch memory;
+  return memory.at_least(size_t(bytes));
+}
+
+int64_t num_threads() { return std::max<int64_t>(1, torch::stable::get_num_threads()); }
+
+void for_each_item(int64_t count, const std::function<void(int64_t)>& body) {
+  const int64_t threads = std::min(count, num_threads());
+  if (threads <= 1) {
+    for (int64_t item = 0; item < count; ++item) body(item);
+    return;
+  }
+  // Few enough items at a time to balance, enough that neighbours in memory stay together.
+  const int64_t batch = std::max<int64_t>(1, count / (threads * 32));
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t first; (first = next.fetch_add(batch)) < count;) {
+      for (int64_t item = first; item < std::min(first + batch, count); ++item) body(item);
+    }
+  });
+}
+
+void advise_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t(1) << 21;
+  if (bytes < int64_t(4 * kHuge)) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) & ~(kHuge - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) & ~(kHuge - 1);
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
+
+}  // namespace bunit
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bunit_kernels, m) { m.def("cpu_isa() -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(bunit_kernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&bunit::cpu_isa));
+}

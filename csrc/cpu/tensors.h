@@ -1,0 +1,95 @@
+// Tensors of the stable ABI as the kernels see them.
+#pragma once
+
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/calls.h"
+#include "runtime.h"
+
+namespace bunit {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Scalar scalar_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Scalar::float32;
+    case ScalarType::Double:
+      return Scalar::float64;
+    case ScalarType::BFloat16:
+      return Scalar::bfloat16;
+    case ScalarType::Half:
+      return Scalar::float16;
+    default:
+      STD_TORCH_CHECK(false, "expected float32, float64, bfloat16 or float16");
+      return Scalar::float32;
+  }
+}
+
+// Index into a Kernels table's entries, and the size of the type computed in.
+inline int compute_index(Scalar dtype) { return dtype == Scalar::float64 ? 1 : 0; }
+inline int64_t compute_size(Scalar dtype) { return dtype == Scalar::float64 ? 8 : 4; }
+
+inline Activation activation_of(const std::string& name) {
+  static constexpr const char* kNames[] = {"identity", "relu", "relu6",    "leaky_relu",
+                                           "gelu",     "silu", "hardswish"};
+  for (int i = 0; i < 7; ++i) {
+    if (name == kNames[i]) return Activation(i);
+  }
+  STD_TORCH_CHECK(false, "unknown activation ", name);
+  return Activation::identity;
+}
+
+// Whether the strides are those of a channels_last tensor; dimensions of size 1 have none.
+inline bool is_channels_last(const Tensor& x) {
+  const int64_t sizes[] = {x.size(1), x.size(3), x.size(2), x.size(0)};
+  const int64_t strides[] = {x.stride(1), x.stride(3), x.stride(2), x.stride(0)};
+  int64_t expected = 1;
+  for (int i = 0; i < 4; ++i) {
+    if (sizes[i] != 1 && strides[i] != expected) return false;
+    expected *= sizes[i];
+  }
+  return true;
+}
+
+// Outputs follow the input (mirrors empty_like_format in bunit_kernels/ops/_shapes.py).
+inline bool output_is_channels_last(const Tensor& x) {
+  return is_channels_last(x) && !x.is_contiguous();
+}
+
+// A new tensor like `like`, its pages wanted huge where it is large.
+inline Tensor new_output(const Tensor& like, std::vector<int64_t> shape, bool channels_last) {
+  Tensor out = torch::stable::empty(
+      shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+      channels_last ? std::optional(MemoryFormat::ChannelsLast) : std::nullopt);
+  advise_huge_pages(out.mutable_data_ptr(), out.numel() * int64_t(out.element_size()));
+  return out;
+}
+
+inline Image image_of(const Tensor& x) {
+  return {x.const_data_ptr(), scalar_of(x), x.size(0),   x.size(1),   x.size(2),
+          x.size(3),          x.stride(0),  x.stride(1), x.stride(2), x.stride(3)};
+}
+
+// [..., C] seen as a channels_last image [1, C, rows, 1].
+inline Image rows_of(const Tensor& contiguous) {
+  const int64_t c = contiguous.size(contiguous.dim() - 1);
+  const int64_t rows = c == 0 ? 0 : contiguous.numel() / c;
+  return {contiguous.const_data_ptr(), scalar_of(contiguous), 1, c, rows, 1, 0, 1, c, 1};
+}
+
+// Values of a floating-point tensor in the type that kernels compute in, contiguous.
+inline Tensor computed(const Tensor& t, Scalar dtype) {
+  const ScalarType type = dtype == Scalar::float64 ? ScalarType::Double : ScalarType::Float;
+  return torch::stable::contiguous(t.scalar_type() == type ? t : torch::stable::to(t, type));
+}
+
+}  // namespace bunit
