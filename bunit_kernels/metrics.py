@@ -232,10 +232,13 @@ def compare(
             interleaved, median of ``rounds``. The models must return ``[N, classes]``.
 
     Raises:
-        ValueError: see ``count_flops`` and ``tca``.
+        ValueError: only one accuracy, or see ``count_flops`` and ``tca``.
     """
     if (accuracy is None) != (dense_accuracy is None):
         raise ValueError("accuracy and dense_accuracy come together, got only one of them")
+    for name, value in (("batch_size", batch_size), ("rounds", rounds)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     training_step = inference = None
     models = {"compact": bunit_model, "dense": dense_model}
     flops = {name: count_flops(model, input_size) for name, model in models.items()}

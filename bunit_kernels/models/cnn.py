@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from ..layout import resolve_units
 from ..nn import StackedConv2d
 from ..units import UnitSpec
 from .blocks import (
@@ -41,6 +42,9 @@ def bunit_cnn(
         num_units: units of each stacked layer.
         pool: specs to draw them from, of one depth; ``PAPER_POOL`` where ``None``.
         seed: of the draw. Another seed is another network, of other widths.
+
+    Raises:
+        ValueError: a number that is none, an empty pool, or specs of different depth drawn.
     """
     return _network(StackedConv2d, num_classes, in_channels, image_size, num_units, pool, seed)
 
@@ -72,7 +76,7 @@ def _network(
     check_count("num_units", num_units)
     height, width = height_and_width(image_size)
     units = UnitSpec.sample(2 * num_units, pool, seed)
-    first, second = units[:num_units], units[num_units:]
+    first, second = resolve_units(units[:num_units]), resolve_units(units[num_units:])
     first_widths, second_widths = total_widths(first), total_widths(second)
     features = Flatten(second_widths[-1], -(-height // 2), -(-width // 2))
     return nn.Sequential(

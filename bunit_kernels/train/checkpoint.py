@@ -9,7 +9,7 @@ from torch import nn
 
 from ..models import create_model
 from .data import ImageData
-from .errors import UserError, first_line
+from .errors import UserError
 from .files import write_atomically
 
 _FORMAT = 1
@@ -48,8 +48,7 @@ def load_checkpoint(path: Path) -> dict:
     # A damaged file: RuntimeError, UnpicklingError, EOFError, KeyError, ... by where it is cut.
     except Exception as error:
         raise UserError(
-            f"cannot read checkpoint {path}: it is cut short, damaged or no checkpoint "
-            f"({first_line(error)})"
+            f"cannot read checkpoint {path}: it is cut short, damaged or no checkpoint"
         ) from error
     wrong = (
         [key for key, kind in _TYPES.items() if not isinstance(content.get(key), kind)]
@@ -91,7 +90,8 @@ def load_weights(model: nn.Module, content: dict, path: Path) -> None:
     try:
         model.load_state_dict(content["state"])
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"checkpoint {path} does not fit the model: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"checkpoint {path} does not fit the model: {reason}") from error
 
 
 def build_model(content: dict, path: Path) -> nn.Module:

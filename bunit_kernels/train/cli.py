@@ -39,10 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except OSError as error:  # a full disk, a folder that vanished
         return _fail(error, 1)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted", 130)
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = Settings(**{f.name: getattr(options, f.name) for f in fields(Settings)})
+    try:
+        settings = Settings(**{f.name: getattr(options, f.name) for f in fields(Settings)})
+    except TypeError as error:  # a number compared with what an edited file holds in its place
+        raise UserError(f"the settings of that run are damaged: {error}") from error
     try:
         chosen = nullcontext() if settings.backend is None else backends.backend(settings.backend)
     except (ValueError, backends.BackendUnavailable) as error:
@@ -61,8 +66,9 @@ def _run(options: argparse.Namespace) -> int:
         try:
             run.train()
         except KeyboardInterrupt:
-            again = f"continue with: {PROGRAM} --resume {run.folder}"
-            return _fail(f"interrupted; {again}", 130)
+            raise KeyboardInterrupt(
+                f"interrupted; continue with: {PROGRAM} --resume {run.folder}"
+            ) from None
     return 0
 
 
@@ -155,7 +161,7 @@ def _add_task(group) -> None:
         "variation of training images; auto: crop-flip for colour, shift for grey",
         choices=AUGMENTATIONS,
     )
-    _option(group, "limit", "use the first N training and test images", type=int, metavar="N")
+    _option(group, "limit", "use at most N training and test images", type=int, metavar="N")
 
 
 def _add_recipe(group) -> None:

@@ -157,13 +157,13 @@ class Learner:
             right += correct
             tick()
         train_loss = total.item() / feed.steps
-        if not math.isfinite(train_loss):
-            raise TrainingError(
-                f"the loss of {self.name} became {train_loss} in epoch {epoch + 1}; "
-                f"a lower --lr than {self.settings.lr:g} may help"
-            )
         seconds = time.perf_counter() - start
         test_loss, test_accuracy = self.evaluate(feed)
+        if not (math.isfinite(train_loss) and math.isfinite(test_loss)):
+            raise TrainingError(
+                f"the loss of {self.name} in epoch {epoch + 1} is {train_loss} in training and "
+                f"{test_loss} in the test; a lower --lr than {self.settings.lr:g} may help"
+            )
         return {
             "epoch": epoch + 1,
             "lr": rate,

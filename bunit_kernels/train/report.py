@@ -29,7 +29,7 @@ def versions(device: torch.device) -> dict[str, str]:
     """What a figure depends on besides the settings."""
     found = {
         "bunit_kernels": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which no safe loader knows
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": _device_name(device),

@@ -139,6 +139,8 @@ class Run:
 
     def _fit(self, learner: Learner) -> None:
         epochs, done = self.settings.epochs, len(learner.history)
+        if not learner.history:
+            self._save(learner, best=False)  # something to resume from, however soon one stops it
         with Progress(learner.name, epochs, done, self.feed.steps, self.quiet) as progress:
             while len(learner.history) < epochs:
                 figures = learner.train_epoch(self.feed, progress.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -89,7 +90,7 @@ class Settings:
     @property
     def data_name(self) -> str:
         """A short name for run folders."""
-        return self.data if self.data in BUILTIN else self.data.rstrip("/").rsplit("/", 1)[-1]
+        return self.data if self.data in BUILTIN else Path(self.data).resolve().name
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -19,7 +19,7 @@ _SUFFIXES = {
     ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"
 }  # fmt: skip
 _TEST_NAMES = ("test", "val", "valid", "validation")
-_GREY = ("1", "L", "LA")
+_GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 
 
 def load_folder(root: Path, image_size: int | None, workers: int | None) -> ImageData:
@@ -141,8 +141,11 @@ def _decode(pillow, path: Path, out: np.ndarray) -> None:
     channels, height, width = out.shape
     try:
         with pillow.open(path) as image:
-            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
-                image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode == "F":
+                raise ValueError("pixels are floats, whose range is not known")
+            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+                high = np.asarray(image).astype(np.int64) >> 8
+                image = pillow.fromarray(high.clip(0, 255).astype(np.uint8))
             image = image.convert("L" if channels == 1 else "RGB")
     except Exception as error:
         raise UserError(f"cannot decode image {path}: {error}") from error

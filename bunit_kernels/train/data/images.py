@@ -83,10 +83,17 @@ class ImageData:
         return replace(self, **dict(zip(("train", "test"), parts, strict=True)))
 
     def limited(self, count: int | None) -> ImageData:
-        """The same with the first ``count`` training and test images."""
+        """The same with at most ``count`` training and test images, always the same ones."""
         if count is None:
             return self
-        return replace(self, train=self.train[:count], test=self.test[:count])
+        generator = torch.Generator().manual_seed(0)
+        # Drawn, since a folder's images come class by class.
+        kept = (
+            torch.randperm(len(part), generator=generator)[:count].sort().values
+            for part in (self.train, self.test)
+        )
+        train, test = (part[i] for part, i in zip((self.train, self.test), kept, strict=True))
+        return replace(self, train=train, test=test)
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
@@ -109,14 +116,16 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
 def split_by_class(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of a training and a test part, with ``fraction`` of each class in the test part.
 
-    At least one image of a class stays in training; both parts are in ascending order.
+    Of two images and more at least one is in each part; a single one is for training. Both parts
+    are in ascending order.
     """
     generator = torch.Generator().manual_seed(seed)
     test = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         members = (labels == label).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=generator)]
-        test[members[: min(round(fraction * len(members)), len(members) - 1)]] = True
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        test[members[:count]] = True
     return (~test).nonzero().squeeze(1), test.nonzero().squeeze(1)
 
 

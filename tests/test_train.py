@@ -1,0 +1,427 @@
+"""``python -m bunit_kernels.train`` from end to end, interrupted, resumed, and given bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bunit_kernels.models
+from bunit_kernels.models import create_model
+from bunit_kernels.train import main
+from bunit_kernels.train.checkpoint import load_checkpoint
+from bunit_kernels.train.errors import UserError
+from bunit_kernels.train.files import write_atomically, write_json
+from bunit_kernels.train.loop import Feed, Learner, learning_rate
+from bunit_kernels.train.prepare import find_device
+from bunit_kernels.train.progress import Progress
+from bunit_kernels.train.settings import Settings
+
+# Two threads that wait for each other at every small layer crawl where other work shares the cores.
+CALM = ["--threads", "1"]
+# A network of a few hundred weights: what is tested is the program around it.
+TINY = ["--model-arg", "num_units=2", "--model-arg", "pool=['1-2-1', '2-1-2']"]
+
+
+@pytest.fixture
+def images(tmp_path) -> str:
+    """96 training and 32 test images of 6x6 pixels, dark for one class and bright for the other."""
+    rng = np.random.default_rng(0)
+
+    def draw(count):
+        labels = np.arange(count) % 2
+        values = rng.integers(0, 128, (count, 6, 6)) + 127 * labels[:, None, None]
+        return values.astype(np.uint8), labels
+
+    (x, y), (x_test, y_test) = draw(96), draw(32)
+    path = tmp_path / "images.npz"
+    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    return str(path)
+
+
+@pytest.fixture
+def tiny(images, tmp_path):
+    """Runs ``main`` on them with a tiny network; returns (exit code, run folder)."""
+
+    def run(*options, out="run"):
+        folder = tmp_path / out
+        base = ["--data", images, "--epochs", "2", "--batch-size", "16", "--quiet", *TINY]
+        return main([*base, *CALM, "--out", str(folder), *options]), folder
+
+    return run
+
+
+def state(folder, name="bunit_cnn_last.pt"):
+    return load_checkpoint(Path(folder) / name)
+
+
+def assert_same(a, b):
+    """Equal to the last bit, through dicts and lists; times aside."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"seconds", "versions"}:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+# --- the whole command ----------------------------------------------------------------------------
+
+
+def test_default_command_learns_digits(tmp_path):
+    """As a user runs it, with fewer epochs."""
+    environment = os.environ | {"PYTHONPATH": str(Path(bunit_kernels.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "bunit_kernels.train", "--epochs", "4", *CALM],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for text in ("accuracy", "parameters", "FLOPs", "saved", "TCA", "TSA", "ms a training step",
+                 "ms an inference batch", "backend: ", "bunit_cnn", "cnn"):  # fmt: skip
+        assert text in done.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    report = json.loads((folder / "metrics.json").read_text())
+    for name, floor in (("bunit_cnn", 0.85), ("cnn", 0.85)):
+        network = report["networks"][name]
+        assert network["accuracy"] == network["history"][-1]["test_accuracy"] > floor
+        assert len(network["history"]) == 4
+        assert network["training_step_seconds"] > 0 and network["inference_seconds"] > 0
+        assert (folder / f"{name}_best.pt").is_file() and (folder / f"{name}_last.pt").is_file()
+    assert report["settings"]["epochs"] == 4 and report["versions"]["torch"] == torch.__version__
+    assert 0 < report["comparison"]["tca"] < 1 and 0 < report["comparison"]["flops_saving"] < 1
+    assert done.stderr.count("epoch") == 8  # lines instead of a bar: this is no terminal
+
+
+def test_every_model_runs(images, tmp_path):
+    for model in ("bunit_mlp", "mlp", "cnn"):
+        options = ["--model", model, "--data", images, "--epochs", "1", "--quiet", *CALM]
+        assert main([*options, "--out", str(tmp_path / model)]) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--amp"],
+        ["--channels-last", "--nesterov", "--warmup-epochs", "1", "--label-smoothing", "0.1"],
+        ["--backend", "reference", "--no-dense", "--limit", "40", "--image-size", "5"],
+        ["--augment", "crop-flip", "--threads", "2", "--batch-size", "1000"],
+    ],
+)
+def test_options_run(tiny, options, capsys):
+    code, folder = tiny("--epochs", "1", *options)
+    assert code == 0, capsys.readouterr().err
+    networks = json.loads((folder / "metrics.json").read_text())["networks"]
+    assert list(networks) == (["bunit_cnn"] if "--no-dense" in options else ["bunit_cnn", "cnn"])
+    printed = capsys.readouterr().out
+    if "--backend" in options:
+        assert "backend: reference" in printed and "6x6" not in printed
+    if "1000" in options:
+        assert "batches of 96" in printed
+
+
+def test_list_models(capsys):
+    assert main(["--list-models"]) == 0
+    assert capsys.readouterr().out.split() == bunit_kernels.models.list_models()
+
+
+def test_quiet_is_quiet_and_a_terminal_gets_a_bar(tiny, capsys, monkeypatch):
+    assert tiny()[0] == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress("net", epochs=2, done=1, steps=3, quiet=False) as progress:
+        for _ in range(3):
+            progress.step()
+        progress.epoch({"epoch": 2, "train_loss": 0.5, "test_accuracy": 0.75})
+    bar = capsys.readouterr().err
+    assert "net: 100%" in bar and "6/6" in bar and "test 75.00%" in bar
+
+
+# --- the same again, and on from the middle ---------------------------------------------------
+
+
+def test_seed_decides_every_bit(tiny):
+    (_, a), (_, b) = tiny(out="a"), tiny(out="b")
+    assert_same(state(a), state(b))
+    assert_same(state(a, "cnn_last.pt"), state(b, "cnn_last.pt"))
+    _, c = tiny("--seed", "1", out="c")
+    assert not torch.equal(state(a)["state"]["head.weight"], state(c)["state"]["head.weight"])
+
+
+@pytest.mark.parametrize(
+    "network, epoch", [("bunit_cnn", 0), ("bunit_cnn", 1), ("cnn", 0), ("cnn", 1)]
+)
+def test_interrupted_and_resumed_is_uninterrupted(tiny, monkeypatch, capsys, network, epoch):
+    _, whole = tiny(out="whole")
+    steps = 0
+    step = Learner.step
+
+    def interrupted(learner, *batch):
+        nonlocal steps
+        steps += (learner.name, len(learner.history)) == (network, epoch)
+        if steps == 3:
+            raise KeyboardInterrupt
+        return step(learner, *batch)
+
+    monkeypatch.setattr(Learner, "step", interrupted)
+    code, part = tiny(out="part")
+    assert code == 130
+    assert f"interrupted; continue with: python -m bunit_kernels.train --resume {part}" in (
+        capsys.readouterr().err
+    )
+    monkeypatch.setattr(Learner, "step", step)
+    assert len(state(part, f"{network}_last.pt")["history"]) == epoch
+    assert main(["--resume", str(part), "--quiet"]) == 0
+    for name in ("bunit_cnn", "cnn"):
+        for which in ("last", "best"):
+            assert_same(state(whole, f"{name}_{which}.pt"), state(part, f"{name}_{which}.pt"))
+
+
+def test_resumed_run_can_go_further(tiny):
+    _, folder = tiny("--no-dense")
+    assert main(["--resume", str(folder), "--epochs", "3", "--quiet"]) == 0
+    content = state(folder)
+    assert [figures["epoch"] for figures in content["history"]] == [1, 2, 3]
+    assert content["settings"]["epochs"] == 3 and content["settings"]["batch_size"] == 16
+
+
+def test_checkpoint_is_evaluated_as_it_was_trained(tiny, capsys):
+    _, folder = tiny()
+    accuracy = state(folder)["history"][-1]["test_accuracy"]
+    capsys.readouterr()
+    assert main(["--eval-only", "--checkpoint", str(folder / "bunit_cnn_last.pt")]) == 0
+    printed = capsys.readouterr().out
+    assert f"{accuracy:.2%}" in printed and "bunit_cnn" in printed and "ms an inf" in printed
+
+
+def test_training_starts_from_a_checkpoint(tiny):
+    _, folder = tiny()
+    start = state(folder)["state"]
+    code, second = tiny(
+        "--checkpoint", str(folder / "bunit_cnn_last.pt"), "--lr", "0", "--no-dense", out="second"
+    )
+    assert code == 0
+    now = state(second)["state"]
+    for key in start:
+        assert torch.equal(start[key], now[key]) is not any(w in key for w in ("running", "track"))
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--model", "bunit_cn"], "unknown model 'bunit_cn' (did you mean 'bunit_cnn'?)"),
+        (["--data", "nowhere"], "unknown data 'nowhere'"),
+        (["--backend", "magic"], "unknown backend 'magic', expected one of auto, reference"),
+        (["--backend", "cuda"], "backend 'cuda' cannot run here"),
+        (["--device", "abacus"], "cannot use device 'abacus'"),
+        (["--device", "meta"], "cannot use device 'meta'"),
+        (["--device", "cuda:77"], "cannot use device 'cuda:77'"),
+        (["--model-arg", "colour=1"], "unknown argument 'colour'"),
+        (["--model-arg", "pool=['2-x']"], "cannot parse unit '2-x'"),
+        (["--model-arg", "pool=['1-2-1','1-2']", "--model-arg", "num_units=9"], "same depth"),
+        (["--model-arg", "num_units=many"], "num_units must be an int"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--batch-size", "-3"], "--batch-size must be at least 1"),
+        (["--lr", "-1"], "--lr must be at least 0"),
+        (["--lr", "nan"], "--lr must be at least 0"),
+        (["--momentum", "1"], "--momentum must be at least 0 and below 1"),
+        (["--weight-decay", "inf"], "--weight-decay must be at least 0"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--beta", "0"], "--beta must be above 0"),
+        (["--nesterov", "--momentum", "0"], "--nesterov needs a --momentum"),
+        (["--amp", "int8"], "unknown --amp 'int8', expected one of bfloat16, float16"),
+        (["--eval-only"], "--eval-only needs a --checkpoint"),
+        (["--checkpoint", "gone.pt"], "no checkpoint gone.pt"),
+        (["--eval-only", "--checkpoint", "gone.pt"], "no checkpoint gone.pt"),
+        (["--resume", "gone"], "--resume goes on in its own folder"),  # beside --out
+    ],
+)
+def test_bad_options(tiny, capsys, options, message):
+    code, folder = tiny(*options)
+    error = capsys.readouterr().err
+    assert code == 2 and message in error and len(error.splitlines()) == 1
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--epochs", "many"], ["--augment", "magic"], ["--model-arg", "3"], ["--unknown"]]
+)
+def test_options_that_do_not_parse(capsys, options):
+    with pytest.raises(SystemExit) as exit:
+        main(options)
+    assert exit.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_no_traceback_reaches_the_user(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(bunit_kernels.__file__).parents[1])}
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "bunit_kernels.train", "--data", "empty"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("python -m bunit_kernels.train: empty holds no folder of images")
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000, -1])
+@pytest.mark.parametrize("how", ["checkpoint", "eval-only", "resume"])
+def test_checkpoint_cut_short(tiny, capsys, how, size):
+    _, folder = tiny()
+    path = folder / "bunit_cnn_last.pt"
+    path.write_bytes(path.read_bytes()[:size])
+    capsys.readouterr()
+    if how == "checkpoint":
+        code, _ = tiny("--checkpoint", str(path), out="second")
+    elif how == "eval-only":
+        code = main(["--eval-only", "--checkpoint", str(path)])
+    else:
+        code = main(["--resume", str(folder)])
+    error = capsys.readouterr().err
+    assert code == 2 and f"cannot read checkpoint {path}: it is cut short" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_checkpoint_of_something_else(tiny, tmp_path, capsys):
+    _, folder = tiny()
+    for content in ([1, 2], {"state": {}}, torch.zeros(3)):
+        torch.save(content, tmp_path / "other.pt")
+        assert tiny("--checkpoint", str(tmp_path / "other.pt"), out="second")[0] == 2
+        assert "is no checkpoint of this program" in capsys.readouterr().err
+    # One that would run code is refused, not run.
+    torch.save({"state": Path("x")}, tmp_path / "other.pt")
+    assert tiny("--checkpoint", str(tmp_path / "other.pt"), out="second")[0] == 2
+    assert "cannot read checkpoint" in capsys.readouterr().err
+
+    assert tiny("--checkpoint", str(folder / "cnn_last.pt"), out="second")[0] == 2
+    assert "is of model 'cnn', not 'bunit_cnn'" in capsys.readouterr().err
+    options = ["--checkpoint", str(folder / "bunit_cnn_last.pt"), "--model-arg", "num_units=3"]
+    assert tiny(*options, out="second")[0] == 2
+    assert "does not fit the model" in capsys.readouterr().err
+    options = ["--eval-only", "--checkpoint", str(folder / "bunit_cnn_last.pt")]
+    assert main([*options, "--data", "digits"]) == 2
+    assert "is for images of 1x6x6, digits has 1x8x8" in capsys.readouterr().err
+
+
+def test_resuming_what_is_no_run(tmp_path, capsys):
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    (tmp_path / "metrics.json").write_text('{"settings": {"mod')
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert "cannot read the settings of a run" in capsys.readouterr().err
+    (tmp_path / "metrics.json").write_text('{"settings": {"epochs": [1]}}')
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert "settings" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(tiny, capsys):
+    _, folder = tiny()
+    before = (folder / "bunit_cnn_last.pt").read_bytes()
+    assert tiny("--seed", "5")[0] == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (folder / "bunit_cnn_last.pt").read_bytes() == before
+
+
+def test_folder_that_cannot_be_made(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert tiny(out="file/run")[0] == 2
+    assert "cannot make the run folder" in capsys.readouterr().err
+
+
+def test_missing_package_is_named(tiny, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    code, folder = tiny()
+    error = capsys.readouterr().err
+    assert code == 2 and "needs tqdm" in error and "bunit-kernels[train]" in error
+    assert not folder.exists()
+
+
+def test_loss_that_explodes_ends_the_run(tiny, capsys):
+    code, folder = tiny("--lr", "1e30", "--epochs", "3")
+    error = capsys.readouterr().err
+    assert code == 1 and "a lower --lr than 1e+30 may help" in error
+    assert len(error.splitlines()) == 1
+    json.loads((folder / "metrics.json").read_text())
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+def test_files_are_whole_or_not_there(tmp_path):
+    path = tmp_path / "figures.json"
+    write_json(path, {"a": 1})
+
+    def fails(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fails)
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine():
+    settings = Settings(epochs=10, lr=0.4, warmup_epochs=2)
+    rates = [learning_rate(settings, epoch) for epoch in (0, 1, 2, 6, 10)]
+    assert rates == pytest.approx([0.0, 0.2, 0.4, 0.2, 0.0])
+    assert learning_rate(Settings(epochs=10, lr=0.4), 0) == 0.4
+
+
+def test_weight_decay_spares_biases_and_norms():
+    model = create_model("bunit_cnn", in_channels=1, image_size=8)
+    learner = Learner("bunit_cnn", model, Settings(), torch.device("cpu"))
+    decayed, spared = learner.optimizer.param_groups
+    assert decayed["weight_decay"] == 5e-4 and spared["weight_decay"] == 0
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group, kinds in ((decayed, {"weight", "weights"}), (spared, {"weight", "bias"})):
+        ends = {names[id(p)].split(".")[-1].rstrip("0123456789") for p in group["params"]}
+        assert {e for e in ends if e} <= kinds
+    norms = sum(
+        m.weight.numel() + m.bias.numel()
+        for m in model.modules()
+        if isinstance(m, torch.nn.BatchNorm2d)
+    )
+    assert sum(p.numel() for p in spared["params"]) == norms + 10
+    assert len(names) == len(decayed["params"]) + len(spared["params"])
+
+
+def test_feed_shows_every_image_once_an_epoch_in_an_order_of_its_own(images):
+    from bunit_kernels.train.data import load_data
+
+    data = load_data(images)
+    settings = Settings(batch_size=32, augment="none")
+    feed = Feed(data, settings, torch.device("cpu"))
+
+    def epoch(number):
+        return torch.cat([x for x, _ in feed.training(number)])
+
+    first, second = epoch(0), epoch(1)
+    assert torch.equal(first, epoch(0)) and not torch.equal(first, second)
+    assert torch.equal(first.flatten(1).sort(0).values, second.flatten(1).sort(0).values)
+    assert first.mean().abs() < 1e-4 and first.std() == pytest.approx(1, abs=1e-2)
+    assert Feed(data, Settings(batch_size=40), torch.device("cpu")).steps == 2
+
+
+def test_find_device():
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type in ("cpu", "cuda", "mps", "xpu")
+    with pytest.raises(UserError, match="cannot use device 'cuda:x'"):
+        find_device("cuda:x")
