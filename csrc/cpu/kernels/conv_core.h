@@ -25,6 +25,13 @@ struct MakeSeq<0, I...> {
   using type = Seq<I...>;
 };
 
+template <class T>
+__attribute__((noinline)) void activate_in_place(Activation activation, T* values, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<T>) {
+    store(values + i, activate<T>(activation, load(values + i)));
+  }
+}
+
 // `Strip` vectors of `Channels` output channels: out[c][i] = bias[c] + sum over taps.
 template <class T, int Channels, int Strip>
 struct ConvStrip {
@@ -48,11 +55,27 @@ struct ConvStrip {
         for (int c = 0; c < Channels; ++c) acc[c][i] += w[c] * x;
       }
     }
+    switch (activation) {
+      case Activation::identity:
+        return finish(acc, out, out_plane, [](Vec<T> v) { return v; });
+      case Activation::relu:
+        return finish(acc, out, out_plane, [](Vec<T> v) { return max0<T>(v); });
+      default:
+        finish(acc, out, out_plane, [](Vec<T> v) { return v; });
+        for (int c = 0; c < Channels; ++c) {
+          activate_in_place(activation, out + c * out_plane, Strip * kLanes<T>);
+        }
+    }
+  }
+
+  template <class F>
+  static BUNIT_INLINE void finish(const Vec<T> (&acc)[Channels][Strip], T* out, int64_t out_plane,
+                                  F activation) {
 #pragma GCC unroll 16
     for (int c = 0; c < Channels; ++c) {
 #pragma GCC unroll 16
       for (int i = 0; i < Strip; ++i) {
-        store(out + c * out_plane + i * kLanes<T>, activate<T>(activation, acc[c][i]));
+        store(out + c * out_plane + i * kLanes<T>, activation(acc[c][i]));
       }
     }
   }

@@ -70,22 +70,48 @@ struct Narrow<Float16> {  // to nearest, ties to even
   }
 };
 
+// Rows are short: copied in place, without a call of memcpy.
+template <class T>
+BUNIT_INLINE void copy_row(const T* source, T* target, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(target + i, load(source + i));
+  if (i == n) return;
+  if (n > kLanes<T>) return store(target + n - kLanes<T>, load(source + n - kLanes<T>));
+  for (; i < n; ++i) target[i] = source[i];
+}
+
+BUNIT_INLINE void read_as(const float* source, float* target, int64_t n) {
+  copy_row(source, target, n);
+}
+BUNIT_INLINE void read_as(const double* source, double* target, int64_t n) {
+  copy_row(source, target, n);
+}
+template <class S>
+BUNIT_INLINE void read_as(const S* source, float* target, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) target[i] = widen(source[i]);
+}
+
 template <class T, class S>
 BUNIT_INLINE void read_as(const S* source, int64_t stride, T* target, int64_t n) {
-  if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) target[i] = T(widen(source[i]));
-  } else {
-    for (int64_t i = 0; i < n; ++i) target[i] = T(widen(source[i * stride]));
-  }
+  if (stride == 1) return read_as(source, target, n);
+  for (int64_t i = 0; i < n; ++i) target[i] = widen(source[i * stride]);
+}
+
+BUNIT_INLINE void write_as(const float* source, float* target, int64_t n) {
+  copy_row(source, target, n);
+}
+BUNIT_INLINE void write_as(const double* source, double* target, int64_t n) {
+  copy_row(source, target, n);
+}
+template <class S>
+BUNIT_INLINE void write_as(const float* source, S* target, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) target[i] = Narrow<S>::of(source[i]);
 }
 
 template <class T, class S>
 BUNIT_INLINE void write_as(const T* source, S* target, int64_t stride, int64_t n) {
-  if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) target[i] = Narrow<S>::of(source[i]);
-  } else {
-    for (int64_t i = 0; i < n; ++i) target[i * stride] = Narrow<S>::of(source[i]);
-  }
+  if (stride == 1) return write_as(source, target, n);
+  for (int64_t i = 0; i < n; ++i) target[i * stride] = Narrow<S>::of(source[i]);
 }
 
 // `n` elements of `image`, from element `offset` on and `stride` apart. T is double exactly where

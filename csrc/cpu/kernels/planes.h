@@ -9,9 +9,15 @@ BUNIT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1)
 BUNIT_INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 BUNIT_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Few elements, mostly one: a call of memset would take longer, hence volatile.
 template <class T>
 BUNIT_INLINE void clear(T* data, int64_t n) {
-  memset(data, 0, size_t(at_least(n, 0)) * sizeof(T));
+  if (n > 2 * kLanes<T>) {
+    memset(data, 0, size_t(n) * sizeof(T));
+    return;
+  }
+  volatile T* p = data;
+  for (int64_t i = 0; i < n; ++i) p[i] = 0;
 }
 
 BUNIT_INLINE int64_t offset_of(const Image& image, int64_t n, int64_t c, int64_t y, int64_t x) {

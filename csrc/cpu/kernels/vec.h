@@ -48,7 +48,7 @@ BUNIT_INLINE void store(T* p, Vec<T> v) {
 }
 template <class T>
 BUNIT_INLINE Vec<T> splat(T s) {
-  return Vec<T>{} + s;
+  return s - Vec<T>{};  // unlike 0 + s, the same bits for every s: no instruction
 }
 template <class T>
 BUNIT_INLINE Vec<T> keep(Vec<T> v, Mask<T> mask) {  // bitwise: a masked NaN is gone
