@@ -1,0 +1,41 @@
+"""Options and fixtures of all tests."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+import torch
+
+from bunit_kernels import backends
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seed", type=int, default=0, help="draws other inputs and random cases")
+
+
+def pytest_report_header(config):
+    return f"inputs of --seed={config.getoption('--seed')}, torch {torch.__version__}"
+
+
+@pytest.fixture
+def seed(request) -> str:
+    """Different for every test and every ``--seed``, the same on every run."""
+    return f"{request.config.getoption('--seed')} {request.node.name}"
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_restored(seed):
+    """Seeds PyTorch; afterwards the backend and the number of threads are as before."""
+    torch.manual_seed(zlib.crc32(seed.encode()))
+    chosen, threads = backends.get_backend(), torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    assert backends.get_backend() == chosen, "the test left another backend in force"
+
+
+@pytest.fixture(params=backends.available("cpu"))
+def every_backend(request) -> str:
+    """The test runs once under each backend that there is."""
+    with backends.backend(request.param):
+        yield request.param

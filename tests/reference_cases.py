@@ -1,0 +1,289 @@
+"""Layers and input sizes that tests and benchmarks share: a case is numbers and names alone."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, replace
+
+from bunit_kernels.layout import ConvGeometry, StackLayout, resolve_units
+
+ACTIVATION_NAMES = ("relu", "relu6", "leaky_relu", "gelu", "silu", "hardswish", "identity")
+
+#: Strides a tensor may come in (``laid_out`` in reference_runs.py makes them).
+LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "expanded")
+
+
+@dataclass(frozen=True)
+class ConvCase:
+    """A convolutional stack and the size of an input for it."""
+
+    units: str | tuple[str, ...] = "2-4-2"
+    num_units: int | None = None
+    size: tuple[int, int, int] = (2, 6, 7)  # images, height, width
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int | str = "same"
+    dilation: int = 1
+    activation: str = "relu"
+    out_activation: str = "relu"
+    bias: bool = True
+    residual: str | None = None  # activation after the residual
+    layout: str = "contiguous"  # of the input, one of LAYOUTS
+    grad_layout: str = "contiguous"  # of the output's gradient
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        layout = StackLayout(resolve_units(self.units, self.num_units), self.kernel_size)
+        return ConvGeometry(layout, self.stride, self.padding, self.dilation)
+
+    def __str__(self) -> str:
+        units = self.units if isinstance(self.units, str) else "+".join(self.units[:4])
+        count = self.num_units or (1 if isinstance(self.units, str) else len(self.units))
+        parts = [f"{count}x{units}", "x".join(map(str, self.size))]
+        shown = {"kernel_size": "k", "stride": "s", "padding": "p", "dilation": "d"}
+        parts += [f"{short}{getattr(self, name)}" for name, short in shown.items()]
+        parts += [self.activation, self.out_activation, "bias" if self.bias else "nobias"]
+        parts += [f"+{self.residual}"] if self.residual else []
+        return "-".join([*parts, self.layout, self.grad_layout])
+
+    @property
+    def longest_sum(self) -> int:
+        """Terms of the longest sum of products in a forward or backward pass."""
+        sizes = self.geometry.level_sizes(*self.size[1:])
+        channels = max(w for u in self.geometry.layout.units for w in u.widths)
+        kernel = max(block[2] for block in self.geometry.layout.levels[0].blocks)
+        pixels = max(h * w for h, w in sizes)
+        return max(channels * kernel**2, self.size[0] * pixels, 1)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.size[0], self.geometry.layout.in_channels, *self.size[1:])
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        size = self.geometry.output_size(*self.size[1:])
+        return (self.size[0], self.geometry.layout.out_channels, *size)
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """A linear stack and the leading shape of an input for it."""
+
+    units: str | tuple[str, ...] = "4-8-4"
+    num_units: int | None = None
+    size: tuple[int, ...] = (5,)
+    activation: str = "relu"
+    out_activation: str = "relu"
+    bias: bool = True
+    layout: str = "contiguous"
+    grad_layout: str = "contiguous"
+    residual: None = None
+
+    @property
+    def stack(self) -> StackLayout:
+        return StackLayout(resolve_units(self.units, self.num_units), None)
+
+    def __str__(self) -> str:
+        units = self.units if isinstance(self.units, str) else "+".join(self.units[:4])
+        count = self.num_units or (1 if isinstance(self.units, str) else len(self.units))
+        parts = [f"{count}x{units}", "x".join(map(str, self.size)) or "vector", self.activation]
+        parts += [self.out_activation, "bias" if self.bias else "nobias", self.layout]
+        return "-".join([*parts, self.grad_layout])
+
+    @property
+    def longest_sum(self) -> int:
+        return max(*(w for u in self.stack.units for w in u.widths), math.prod(self.size))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (*self.size, self.stack.in_channels)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return (*self.size, self.stack.out_channels)
+
+
+Case = ConvCase | LinearCase
+
+
+def layout_of(case: Case) -> StackLayout:
+    return case.stack if isinstance(case, LinearCase) else case.geometry.layout
+
+
+_WIDTHS = (1, 2, 5, 7, 8, 13, 17, 31, 33, 56)
+
+LEVEL_CONVS = (
+    *(ConvCase("2-4", 3, size=(2, 3, w)) for w in _WIDTHS),
+    ConvCase("2-4", 3, size=(3, 1, 1)),
+    ConvCase("2-4", 3, size=(3, 17, 1)),
+    ConvCase("2-4", 3, size=(0, 5, 5)),
+    ConvCase("1-1", 23, size=(1, 5, 9), bias=False),
+    ConvCase("3-5", 2, size=(2, 9, 20), layout="channels_last"),
+    ConvCase("1-2", 130, size=(1, 4, 4)),
+    ConvCase("16-16", 2, size=(2, 7, 7)),
+    ConvCase("32-64", 1, size=(1, 6, 6)),
+    ConvCase("2-3", 4, kernel_size=1),
+    ConvCase("2-3", 4, kernel_size=5),
+    ConvCase("2-3", 2, kernel_size=7, size=(1, 9, 11)),
+    ConvCase("2-3", 3, kernel_size=2, padding=1),
+    ConvCase("2-3", 3, kernel_size=4, padding=0),
+    ConvCase("2-3", 3, stride=2, size=(2, 8, 9)),
+    ConvCase("2-3", 3, stride=3, size=(2, 11, 10), layout="channels_last"),
+    ConvCase("2-3", 3, kernel_size=1, stride=3, size=(2, 8, 7)),
+    ConvCase("2-3", 3, stride=2, kernel_size=5, padding=0, size=(2, 9, 12)),
+    ConvCase("2-3", 3, dilation=2),
+    ConvCase("2-3", 3, dilation=4, kernel_size=5, size=(1, 5, 5)),
+    ConvCase("2-3", 3, dilation=2, stride=2, padding=1, size=(2, 9, 8)),
+    ConvCase("2-3", 3, padding=0),
+    ConvCase("2-3", 3, padding=3),
+    ConvCase("2-3", 3, padding=2, kernel_size=1),
+    ConvCase("2-3", 3, padding=0, size=(2, 3, 3)),
+    ConvCase(("1-2", "2-1", "3-2", "1-2", "1-2")),
+    ConvCase(("1-2", "2-1", "3-2", "1-2"), layout="channels_last", stride=2),
+    ConvCase(("1-2:k1", "2-1:k5", "3-3:k7", "2-2"), size=(2, 9, 8)),
+    ConvCase(("4-1", "1-4"), size=(3, 1, 1), bias=False),
+    ConvCase(("2-2", "2-2:k5"), bias=False, dilation=2),
+    *(ConvCase("2-3", 5, layout=x, grad_layout=x) for x in LAYOUTS),
+    *(ConvCase(("2-3", "1-1"), layout=x, grad_layout=x) for x in LAYOUTS),
+    *(ConvCase("2-4", 2, out_activation=name) for name in ACTIVATION_NAMES),
+)
+
+LEVEL_LINEARS = (
+    LinearCase("4-8", 3),
+    LinearCase("1-1", 17, size=(9,)),
+    LinearCase("16-64", 2, size=(3,)),
+    LinearCase("5-7", 3, size=(33,), bias=False),
+    LinearCase("4-4", 130, size=(2,)),
+    LinearCase("4-8", 3, size=()),
+    LinearCase("4-8", 3, size=(0,)),
+    LinearCase("4-8", 3, size=(2, 3, 5)),
+    LinearCase("4-8", 3, size=(1,)),
+    LinearCase(("1-2", "3-1", "2-2", "1-2")),
+    LinearCase(("8-1", "1-8"), size=(2, 17), bias=False),
+    *(LinearCase("3-5", 4, size=(6,), layout=x, grad_layout=x) for x in LAYOUTS),
+    *(LinearCase(("3-5", "2-2"), size=(2, 6), layout=x, grad_layout=x) for x in LAYOUTS),
+    *(LinearCase("4-8", 2, out_activation=name) for name in ACTIVATION_NAMES),
+)
+
+_POOL = ("1-2-1", "1-2-2", "1-2-3", "2-1-2", "2-1-1", "3-2-1")
+
+UNIT_CONVS = (
+    *(ConvCase("2-4-2", 3, size=(3, 4, w)) for w in _WIDTHS),
+    ConvCase("2-4-2", 3, size=(5, 1, 1)),
+    ConvCase("2-4-2", 3, size=(2, 33, 2)),
+    ConvCase("2-4-4", 2, stride=2, size=(2, 9, 8)),
+    ConvCase("2-4-2", 2, stride=3, size=(2, 9, 11), layout="channels_last"),
+    ConvCase("2-4", 3),
+    ConvCase("2-4-3-2", 2, size=(2, 7, 9)),
+    ConvCase("1-2-3-2-1", 3, size=(2, 7, 9), activation="leaky_relu"),
+    ConvCase("1-3-1", 40, size=(1, 6, 6), out_activation="identity"),
+    ConvCase("16-16-16", 2, size=(2, 7, 7)),
+    ConvCase("32-64-32", 1, size=(1, 5, 6)),
+    ConvCase("4-8-4", 2, kernel_size=5, size=(2, 8, 8)),
+    ConvCase("2-4-2", 2, kernel_size=1),
+    ConvCase("2-4-2", 2, kernel_size=7, size=(1, 9, 9)),
+    ConvCase("2-4-2", 2, dilation=2, size=(2, 7, 8)),
+    ConvCase("2-4-2", 2, dilation=3, stride=2, size=(2, 7, 8)),
+    ConvCase("2-4-2", 2, padding=0, size=(2, 6, 9)),
+    ConvCase("2-4-2", 2, padding=0, size=(3, 5, 5)),
+    ConvCase("2-4-2", 2, padding=2, stride=2),
+    ConvCase("1-2-1", 2, padding=1, kernel_size=2),
+    ConvCase("2-4-2", 3, bias=False),
+    ConvCase("2-4-2", 3, residual="identity"),
+    ConvCase("2-4-2", 3, residual="relu", layout="channels_last"),
+    ConvCase("2-4-4", 3, residual="relu", stride=2, size=(2, 9, 8), grad_layout="expanded"),
+    ConvCase(_POOL, size=(2, 7, 9)),
+    ConvCase(_POOL * 2, size=(2, 7, 9), layout="channels_last", residual="relu"),
+    ConvCase(("2-4-2", "2-4-2:k5", "1-1-1:k1", "2-4-2"), size=(2, 8, 7)),
+    ConvCase(("1-2-1", "3-1-3:k5"), stride=2, dilation=2, size=(2, 9, 9), bias=False),
+    ConvCase(("2-4-2-1", "1-1-1-2"), size=(3, 1, 1)),
+    *(ConvCase("2-3-2", 3, layout=x, grad_layout=x) for x in LAYOUTS if x != "expanded"),
+    *(ConvCase("2-4-2", 2, activation=name) for name in ACTIVATION_NAMES),
+    *(ConvCase("2-4-2", 2, out_activation=name) for name in ACTIVATION_NAMES),
+)
+
+#: Batch statistics need a few values a channel, or their variance is a matter of luck.
+TRAIN_CONVS = tuple(
+    replace(case, bias=False)
+    for case in UNIT_CONVS
+    if case.size[0] * math.prod(case.geometry.output_size(*case.size[1:])) >= 12
+)
+
+UNIT_LINEARS = (
+    LinearCase("4-8-4", 3),
+    LinearCase("4-8-4", 3, size=()),
+    LinearCase("4-8-4", 3, size=(0,)),
+    LinearCase("1-2-1", 33, size=(17,)),
+    LinearCase("64-64-64", 1, size=(3,)),
+    LinearCase("4-16-7-3", 2, size=(2, 5), bias=False),
+    LinearCase(("1-2-1", "3-2-1", "2-1-2"), size=(6,)),
+    LinearCase(("8-4-1-8", "1-2-3-4"), size=(2, 5), layout="transposed"),
+    LinearCase("4-8-4", 2, layout="sliced", grad_layout="expanded"),
+    *(LinearCase("4-8-4", 2, activation=name) for name in ACTIVATION_NAMES),
+    *(LinearCase("4-8-4", 2, out_activation=name) for name in ACTIVATION_NAMES),
+)
+
+
+def smooth(case: Case) -> Case:
+    """The same case with activations that have a derivative everywhere: at low precision too many
+    values lie at a kink for gradients to be compared there."""
+    swap = {"relu": "silu", "relu6": "gelu", "leaky_relu": "silu", "hardswish": "gelu"}
+    case = replace(
+        case,
+        activation=swap.get(case.activation, case.activation),
+        out_activation=swap.get(case.out_activation, case.out_activation),
+    )
+    return replace(case, residual="identity") if case.residual else case
+
+
+def random_conv(numbers: random.Random, depth: int | None = None) -> ConvCase:
+    """A convolutional case with every choice drawn by ``numbers``."""
+    depth = depth or numbers.choice((1, 2, 2, 2, 3, 4))
+    hybrid = numbers.random() < 0.5
+    same = numbers.random() < 0.7
+    kernel = numbers.choice((1, 3, 3, 3, 5, 7) if same else (1, 2, 3, 4, 5))
+    widths = [
+        "-".join(str(numbers.choice((1, 1, 2, 3, 4, 6))) for _ in range(depth + 1))
+        for _ in range(numbers.randint(2, 6) if hybrid else 1)
+    ]
+    if hybrid and same:
+        widths = [w + numbers.choice(("", "", ":k1", ":k5")) for w in widths]
+    case = ConvCase(
+        tuple(widths) if hybrid else widths[0],
+        None if hybrid else numbers.randint(1, 9),
+        size=(numbers.randint(2, 4), numbers.randint(1, 12), numbers.randint(1, 20)),
+        kernel_size=kernel,
+        stride=numbers.choice((1, 1, 1, 2, 3)),
+        # Not far past the kernel: sums over mostly equal pixels round the same way each time.
+        padding="same" if same else numbers.randint(0, kernel // 2 + 1),
+        dilation=numbers.choice((1, 1, 1, 2, 3)),
+        activation=numbers.choice(ACTIVATION_NAMES),
+        out_activation=numbers.choice(ACTIVATION_NAMES),
+        bias=numbers.random() < 0.7,
+        residual=numbers.choice((None, None, "identity", "relu")),
+        layout=numbers.choice(LAYOUTS),
+        grad_layout=numbers.choice(LAYOUTS),
+    )
+    fits = all(min(size) >= 1 for size in case.geometry.level_sizes(*case.size[1:]))
+    return case if fits else random_conv(numbers, depth)
+
+
+def random_linear(numbers: random.Random, depth: int | None = None) -> LinearCase:
+    """A linear case with every choice drawn by ``numbers``."""
+    depth = depth or numbers.choice((1, 2, 2, 3, 4))
+    hybrid = numbers.random() < 0.5
+    widths = [
+        "-".join(str(numbers.randint(1, 9)) for _ in range(depth + 1))
+        for _ in range(numbers.randint(2, 6) if hybrid else 1)
+    ]
+    return LinearCase(
+        tuple(widths) if hybrid else widths[0],
+        None if hybrid else numbers.randint(1, 20),
+        size=tuple(numbers.randint(1, 9) for _ in range(numbers.randint(0, 3))),
+        activation=numbers.choice(ACTIVATION_NAMES),
+        out_activation=numbers.choice(ACTIVATION_NAMES),
+        bias=numbers.random() < 0.7,
+        layout=numbers.choice(LAYOUTS),
+        grad_layout=numbers.choice(LAYOUTS),
+    )
