@@ -249,6 +249,8 @@ class ConvGeometry:
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ``ValueError`` where a level would have no output row or column."""
+        if height < 1 or width < 1:
+            raise ValueError(f"expected images of at least 1x1 pixels, got {height}x{width}")
         if self.padding == "same":
             return  # a level never shrinks below ceil(size / stride)
         for level, (h, w) in enumerate(self.level_sizes(height, width)):

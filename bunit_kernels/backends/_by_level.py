@@ -13,10 +13,11 @@ class ByLevel:
     """Adds the whole-unit operations to a backend that has ``conv2d`` and ``linear``."""
 
     def unit_conv2d(self, x, weights, biases, geometry, activations, residual):
+        y = x
         for i, level in enumerate(geometry.levels):
             name = activations.out if i == len(weights) - 1 else activations.hidden
-            x = self.conv2d(x, weights[i], biases[i] if biases else None, level, name)
-        return _add_residual(x, residual, activations.residual)
+            y = self.conv2d(y, weights[i], biases[i] if biases else None, level, name)
+        return _add_residual(in_format_of(x, y), residual, activations.residual)
 
     def unit_linear(self, x, weights, biases, layout, activations):
         for i, stage in enumerate(layout.stages):
@@ -25,15 +26,23 @@ class ByLevel:
         return x
 
     def unit_conv2d_train(self, x, weights, gammas, betas, geometry, activations, eps, residual):
-        stats = []
+        y, stats = x, []
         for i, level in enumerate(geometry.levels):
-            z = self.conv2d(x, weights[i], None, level, "identity")
+            z = self.conv2d(y, weights[i], None, level, "identity")
             # Momentum 1 turns the running statistics into this batch's own.
             mean, var = torch.zeros_like(gammas[i]), torch.zeros_like(gammas[i])
-            x = F.batch_norm(z, mean, var, gammas[i], betas[i], True, 1.0, eps)
+            y = F.batch_norm(z, mean, var, gammas[i], betas[i], True, 1.0, eps)
             stats.append(BatchStats(mean, var))
-            x = activate(activations.out if i == len(weights) - 1 else activations.hidden, x)
-        return _add_residual(x, residual, activations.residual), stats
+            y = activate(activations.out if i == len(weights) - 1 else activations.hidden, y)
+        return _add_residual(in_format_of(x, y), residual, activations.residual), stats
+
+
+def in_format_of(x, y):
+    """``y`` in the memory format of ``x``, which one-channel tensors do not show and channels_last
+    weights override."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return y.contiguous(memory_format=memory_format)
 
 
 def _add_residual(x, residual, activation):

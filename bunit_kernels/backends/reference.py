@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..activations import activate
-from ._by_level import ByLevel
+from ._by_level import ByLevel, in_format_of
 
 
 class Reference(ByLevel):
@@ -24,7 +24,7 @@ class Reference(ByLevel):
         for x_u, w_u, b_u, pad in zip(xs, ws, bs, geometry.pads, strict=True):
             y_u = F.conv2d(x_u, w_u, b_u, geometry.stride, pad, geometry.dilation)
             outputs.append(activate(activation, y_u))
-        return torch.cat(outputs, dim=1)
+        return in_format_of(x, torch.cat(outputs, dim=1))
 
     def linear(self, x, weight, bias, layout, activation):
         level = layout.levels[0]

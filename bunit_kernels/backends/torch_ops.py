@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..activations import activate
-from ._by_level import ByLevel
+from ._by_level import ByLevel, in_format_of
 
 
 class TorchOps(ByLevel):
@@ -26,7 +26,7 @@ class TorchOps(ByLevel):
             )
 
         y = _by_kind(grouped_conv, x, weight, bias, geometry.layout.levels[0], dim=1)
-        return activate(activation, y)
+        return activate(activation, in_format_of(x, y))
 
     def linear(self, x, weight, bias, layout, activation):
         y = _by_kind(_batched_linear, x, weight, bias, layout.levels[0], dim=-1)

@@ -44,48 +44,54 @@ def _uniform(parameter: Tensor, uniform: bool, sizes: tuple[int, ...], bounds: l
         part.uniform_(-bound, bound)
 
 
-def pack_loop_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
+def pack_loop_state(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata, _strict, _missing,
+    _unexpected, errors: list[str],
+) -> None:  # fmt: skip
     """A load hook: turns the state of a loop over units (``to_units()``), which lies under
     ``<unit>.<position>.<name>``, into the packed state of ``module``, in place.
 
-    Left alone where the state is packed already, or is incomplete or of other shapes: the ordinary
-    load then reports the keys that are missing or unexpected.
+    A state with no such key is left alone. Where some are missing or of a wrong shape, ``errors``
+    says which, and the layer's own values stand in.
     """
+    parts = list(_loop_parts(module))
+    if not any(prefix + key in state for _, shapes, _ in parts for key in shapes):
+        return
+    for target, shapes, join in parts:
+        tensors = {key: state.pop(prefix + key, None) for key in shapes}
+        problems = [
+            f"{prefix}{key} is missing in the state of a loop over units, expected shape {shape}"
+            if tensors[key] is None
+            else f"size mismatch for {prefix}{key}: copying a param with shape "
+            f"{tuple(tensors[key].shape)} from checkpoint, the shape in that unit is {shape}"
+            for key, shape in shapes.items()
+            if tensors[key] is None or tensors[key].shape != shape
+        ]
+        if not problems:
+            state[prefix + target] = join(list(tensors.values()))
+        elif not target.endswith("num_batches_tracked"):  # old checkpoints have no such counts
+            errors += problems
+            state[prefix + target] = module.state_dict()[target]
+
+
+def _loop_parts(module: nn.Module):
+    """For each packed tensor: its key, the loop's keys that it is made of with their shapes, and
+    how it is made."""
     layout: StackLayout = module.layout
     step = 2 if module.norms is None else 3
-    found: dict[str, Tensor] = {}
-    used: list[str] = []
-
-    def collect(position: int, name: str, shapes: list[tuple[int, ...]]) -> list[Tensor] | None:
-        keys = [f"{prefix}{unit}.{position}.{name}" for unit in range(layout.num_units)]
-        tensors = [state.get(key) for key in keys]
-        if any(t is None or t.shape != s for t, s in zip(tensors, shapes, strict=True)):
-            return None
-        used.extend(keys)
-        return tensors
-
+    units = range(layout.num_units)
     for i, level in enumerate(layout.levels):
-        units = range(layout.num_units)
+
+        def keys(position: int, name: str, shapes: list, level: int = i) -> dict[str, tuple]:
+            return {f"{u}.{level * step + position}.{name}": shapes[u] for u in units}
+
         vectors = [(width,) for width in level.out_widths]
-        weights = collect(i * step, "weight", [level.block_shape(u) for u in units])
-        if weights is None:
-            return
-        found[f"{prefix}weights.{i}"] = level.pack(weights)
-        names = [] if module.biases is None else [(i * step, "bias", f"biases.{i}")]
+        blocks = [level.block_shape(u) for u in units]
+        yield f"weights.{i}", keys(0, "weight", blocks), level.pack
+        if module.biases is not None:
+            yield f"biases.{i}", keys(0, "bias", vectors), torch.cat
         if module.norms is not None:
-            names += [
-                (i * step + 1, name, f"norms.{i}.{name}")
-                for name in ("weight", "bias", "running_mean", "running_var")
-            ]
-        for position, name, target in names:
-            tensors = collect(position, name, vectors)
-            if tensors is None:
-                return
-            found[prefix + target] = torch.cat(tensors)
-        if module.norms is not None:
-            counts = collect(i * step + 1, "num_batches_tracked", [()] * layout.num_units)
-            if counts is not None:
-                found[f"{prefix}norms.{i}.num_batches_tracked"] = max(counts)
-    for key in used:
-        state.pop(key, None)
-    state.update(found)
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                yield f"norms.{i}.{name}", keys(1, name, vectors), torch.cat
+            counts = keys(1, "num_batches_tracked", [()] * len(units))
+            yield f"norms.{i}.num_batches_tracked", counts, max

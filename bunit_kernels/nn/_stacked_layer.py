@@ -87,6 +87,7 @@ class StackedLayer(nn.Module):
             and norm.momentum is not None
             and norm.eps == first.eps
             and not (norm._forward_hooks or norm._forward_pre_hooks)
+            and not (norm._backward_hooks or norm._backward_pre_hooks)
             for norm in self.norms
         )
 
@@ -126,9 +127,11 @@ class StackedLayer(nn.Module):
 
 
 @torch.no_grad()
-def update_running(norms: nn.ModuleList, stats) -> None:
-    """Moves the running statistics toward a batch's, as BatchNorm does."""
+def update_running(norms: nn.ModuleList, stats, empty: bool) -> None:
+    """Moves the running statistics toward a batch's, as BatchNorm does; an empty batch, which has
+    none, is counted all the same."""
     for norm, (mean, var) in zip(norms, stats, strict=True):
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-        norm.running_var.lerp_(var.to(norm.running_var.dtype), norm.momentum)
         norm.num_batches_tracked.add_(1)
+        if not empty:
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+            norm.running_var.lerp_(var.to(norm.running_var.dtype), norm.momentum)

@@ -36,7 +36,11 @@ def to_units(
             name = layer.out_activation if last else layer.activation
             modules.append(ACTIVATIONS[name].module())
         units.append(nn.Sequential(*modules))
-    return nn.ModuleList(units).train(layer.training)
+    units = nn.ModuleList(units).train(layer.training)
+    for i, norm in enumerate(layer.norms or ()):  # one may be frozen
+        for unit in units:
+            unit[3 * i + 1].train(norm.training)
+    return units
 
 
 def _slice_norm(norm: nn.Module, part: nn.Module, channels: slice) -> nn.Module:
@@ -47,7 +51,7 @@ def _slice_norm(norm: nn.Module, part: nn.Module, channels: slice) -> nn.Module:
             getattr(part, name).copy_(source[channels])
     if norm.num_batches_tracked is not None:
         part.num_batches_tracked.copy_(norm.num_batches_tracked)
-    return part.train(norm.training)
+    return part
 
 
 class UnitChain:

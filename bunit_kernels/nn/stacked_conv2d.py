@@ -129,7 +129,7 @@ class StackedConv2d(StackedLayer):
             **names,
             **end,
         )
-        update_running(norms, stats)
+        update_running(norms, stats, empty=x.shape[0] == 0)
         return y
 
     def _forward_by_level(self, x, residual, residual_activation) -> Tensor:
