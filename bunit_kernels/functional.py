@@ -17,6 +17,7 @@ from .backends.base import BatchStats, UnitActivations
 from .layout import ConvGeometry, Level, StackLayout, Units, resolve_units
 
 RESIDUAL_ACTIVATIONS = ("identity", "relu")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def stacked_conv2d(
@@ -239,13 +240,19 @@ def _activations(activation, out_activation, residual_activation) -> UnitActivat
 
 def _autocast(x: Tensor, others: list[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
     """Under autocast, everything in its dtype; else as it came."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"the input must be a tensor, got {type(x).__name__}")
+    _check_tensor(x)
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x, others
     dtype = torch.get_autocast_dtype(device)
     return x.to(dtype), [None if t is None else t.to(dtype) for t in others]
+
+
+def _check_tensor(x) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the input must be a tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"the input must be one of {', '.join(map(str, DTYPES))}, got {x.dtype}")
 
 
 def _check_depth(layout: StackLayout, depth: int) -> None:
@@ -256,13 +263,7 @@ def _check_depth(layout: StackLayout, depth: int) -> None:
         )
 
 
-def _check_floating(x: Tensor) -> None:
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"the input must be floating point, got {x.dtype}")
-
-
 def _check_image(x: Tensor, geometry: ConvGeometry) -> None:
-    _check_floating(x)
     channels = geometry.layout.in_channels
     if x.dim() != 4:
         raise ValueError(
@@ -278,7 +279,6 @@ def _check_image(x: Tensor, geometry: ConvGeometry) -> None:
 
 
 def _check_features(x: Tensor, layout: StackLayout) -> None:
-    _check_floating(x)
     if x.dim() < 1 or x.shape[-1] != layout.in_channels:
         raise ValueError(
             f"expected an input of shape [..., {layout.in_channels}] for units "

@@ -125,7 +125,10 @@ class StackLayout:
     stages: tuple[StackLayout, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if self.kernel_size is None:
+        k = self.kernel_size
+        if k is not None and (type(k) is not int or k < 1):
+            raise ValueError(f"kernel_size must be an int of at least 1, got {k!r}")
+        if k is None:
             named = next((u for u in self.units if u.kernel_size is not None), None)
             if named is not None:
                 raise ValueError(f"linear units have no kernel size, got {named}")
@@ -196,6 +199,8 @@ class ConvGeometry:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        if self.layout.kernel_size is None:
+            raise ValueError("kernel_size must be an int of at least 1, got None")
         kernels = [k for _, _, k in self.layout.levels[0].blocks]
         if self.padding == "same":
             even = next((k for k in kernels if k % 2 == 0), None)
@@ -211,7 +216,9 @@ class ConvGeometry:
                 )
             pads = (self.padding,) * len(kernels)
         else:
-            raise ValueError(f'padding must be "same" or an int of at least 0, got {self.padding!r}')
+            raise ValueError(
+                f'padding must be "same" or an int of at least 0, got {self.padding!r}'
+            )
         object.__setattr__(self, "pads", pads)
         object.__setattr__(self, "rows", self._rows(kernels))
         stages = self.layout.stages

@@ -31,7 +31,8 @@ def to_units(
                 linear.bias.copy_(layer.biases[i][channels])
             modules.append(linear)
             if layer.norms is not None:
-                modules.append(_slice_norm(layer.norms[i], make_norm(level.out_widths[u]), channels))
+                norm = make_norm(level.out_widths[u])
+                modules.append(_slice_norm(layer.norms[i], norm, channels))
             last = i == layout.depth - 1
             name = layer.out_activation if last else layer.activation
             modules.append(ACTIVATIONS[name].module())
@@ -61,9 +62,7 @@ class UnitChain:
         ValueError: something other than (linear, optional norm, optional activation) a level.
     """
 
-    def __init__(
-        self, unit: nn.Module, linear: type[nn.Module], norm: type[nn.Module], where: str
-    ):
+    def __init__(self, unit: nn.Module, linear: type[nn.Module], norm: type[nn.Module], where: str):
         self.training = unit.training
         self.linears: list[nn.Module] = []
         self.norms: list[nn.Module | None] = []
@@ -144,7 +143,9 @@ def read_units(
             ("activations", chain.activations, first.activations),
         ):
             if mine != theirs:
-                raise ValueError(f"unit {i} has {what} {mine}, unit 0 has {theirs}: they must agree")
+                raise ValueError(
+                    f"unit {i} has {what} {mine}, unit 0 has {theirs}; they must agree"
+                )
     return chains
 
 

@@ -68,7 +68,7 @@ class StackedConv2d(StackedLayer):
         device=None,
         dtype=None,
     ):
-        layout = StackLayout(resolve_units(units, num_units), _checked_kernel(kernel_size))
+        layout = StackLayout(resolve_units(units, num_units), kernel_size)
         geometry = ConvGeometry(layout, stride, padding, dilation)
         super().__init__(
             layout,
@@ -202,19 +202,13 @@ class StackedConv2d(StackedLayer):
         return parts
 
 
-def _checked_kernel(kernel_size: int) -> int:
-    if type(kernel_size) is not int or kernel_size < 1:
-        raise ValueError(f"kernel_size must be an int of at least 1, got {kernel_size!r}")
-    return kernel_size
-
-
 def _read_convs(convs: list[nn.Conv2d], unit: int) -> tuple[UnitSpec, tuple[int, int, int]]:
     """A unit's spec and its (stride, dilation, padding)."""
     for level, conv in enumerate(convs):
         where = f"unit {unit}, level {level + 1}"
-        square = all(
-            len(set(v)) == 1 for v in (conv.kernel_size, conv.stride, conv.dilation)
-        ) and (isinstance(conv.padding, str) or len(set(conv.padding)) == 1)
+        square = all(len(set(v)) == 1 for v in (conv.kernel_size, conv.stride, conv.dilation)) and (
+            isinstance(conv.padding, str) or len(set(conv.padding)) == 1
+        )
         if not square or conv.groups != 1 or conv.padding_mode != "zeros":
             raise ValueError(f"{where} must be square, of one group and zero-padded, got {conv}")
         if level > 0 and conv.stride[0] != 1:
