@@ -9,6 +9,7 @@ namespace {
 
 // What a step's buffers may take of the first-level cache (32 to 48 KiB), beside weights.
 constexpr int64_t kCacheBytes = 36 * 1024;
+constexpr int64_t kItems = 32;
 constexpr int64_t kSegmentPixels = 256;  // not worth splitting below
 
 }  // namespace
@@ -118,11 +119,7 @@ void ForwardPlan::run(const Image& x, const Image& y, const Image& residual, con
                       Activation in_activation, std::vector<Moments>* moments) const {
   if (y.n == 0) return;
   const int64_t count = int64_t(units_.size());
-  // Where channels lie next to each other, units that share cache lines go together.
-  const int64_t line = 64 / (x.dtype == Scalar::float64 ? 8 : x.dtype == Scalar::float32 ? 4 : 2);
-  const int64_t group = x.stride_c == 1 && x.h * x.w > 1
-                            ? std::max<int64_t>(1, line * count / std::max<int64_t>(x.c, 1))
-                            : 1;
+  const int64_t group = units_per_item(x, count);
   const int64_t groups = (count + group - 1) / group;
 
   ForwardCall call{};
@@ -138,7 +135,9 @@ void ForwardPlan::run(const Image& x, const Image& y, const Image& residual, con
   call.units = units_.data();
   call.in_norm = in_norm;
   call.in_activation = in_activation;
-  call.segments = segments_for(y.n * groups, y.h, y.h * y.w, kSegmentPixels);
+  // Moments must not depend on the number of threads; outputs never do.
+  const int64_t wanted = moments ? kItems : num_threads() == 1 ? 1 : 4 * num_threads();
+  call.segments = segments_for(y.n * groups, wanted, y.h, y.h * y.w, kSegmentPixels);
   std::vector<Moments> parts;
   if (moments) {
     parts.resize(size_t(y.n * call.segments * y.c));

@@ -1,8 +1,10 @@
 // Small helpers of the plans: offsets, packed weights, splitting, merging.
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "stack.h"
@@ -19,12 +21,19 @@ inline int64_t padded_plane(int64_t elements, int64_t lanes) {
   return (vectors + (vectors % 32 == 0 ? 1 : 0)) * lanes;
 }
 
-// How many row segments an image is split into, so that every thread has work: no more than
-// `rows`, each of `least` pixels or more.
-inline int64_t segments_for(int64_t items, int64_t rows, int64_t pixels, int64_t least) {
-  const int64_t wanted = num_threads() == 1 ? 1 : (4 * num_threads() + items - 1) / items;
+// Units that one item takes: where channels lie next to each other, those that share cache lines.
+inline int64_t units_per_item(const Image& x, int64_t units) {
+  if (x.stride_c != 1 || x.h * x.w <= 1 || x.c == 0) return 1;
+  const int64_t line = 64 / (x.dtype == Scalar::float64 ? 8 : x.dtype == Scalar::float32 ? 4 : 2);
+  return std::max<int64_t>(1, line * units / x.c);
+}
+
+// How many row segments an image is split into, so that there are `wanted` items or nearly: no more
+// than `rows`, each of `least` pixels or more.
+inline int64_t segments_for(int64_t items, int64_t wanted, int64_t rows, int64_t pixels,
+                            int64_t least) {
   const int64_t most = std::max<int64_t>(1, std::min(rows, pixels / least));
-  return std::clamp<int64_t>(wanted, 1, most);
+  return std::clamp<int64_t>((wanted + items - 1) / items, 1, most);
 }
 
 // Where tap (c, ky, kx) of a level finds its pixel relative to the output's.
@@ -63,31 +72,35 @@ class Values {
       case Scalar::float64:
         return static_cast<const double*>(data_)[i];
       case Scalar::bfloat16:
-        return float_of(uint32_t(static_cast<const uint16_t*>(data_)[i]) << 16);
+        return float(static_cast<const c10::BFloat16*>(data_)[i]);
       default:
-        return half(static_cast<const uint16_t*>(data_)[i]);
+        return float(static_cast<const c10::Half*>(data_)[i]);
     }
   }
 
  private:
-  static float float_of(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-  }
-  static float half(uint16_t bits) {  // mirrors widen(Float16) of kernels/convert.h
-    const uint32_t magnitude = uint32_t(bits & 0x7fff) << 13;
-    const float scaled = float_of(magnitude) * 0x1p112f;
-    uint32_t result;
-    std::memcpy(&result, &scaled, 4);
-    return float_of(result | (magnitude >= 0x0f800000u ? 0x7f800000u : 0u) |
-                    uint32_t(bits & 0x8000) << 16);
-  }
-
   Tensor held_;
   const void* data_;
   Scalar dtype_;
 };
+
+// Writes one value to a contiguous tensor, rounded to nearest.
+inline void narrow(double value, Tensor& out, int64_t i) {
+  void* data = out.mutable_data_ptr();
+  switch (scalar_of(out)) {
+    case Scalar::float32:
+      static_cast<float*>(data)[i] = float(value);
+      return;
+    case Scalar::float64:
+      static_cast<double*>(data)[i] = value;
+      return;
+    case Scalar::bfloat16:
+      static_cast<c10::BFloat16*>(data)[i] = c10::BFloat16(float(value));
+      return;
+    default:
+      static_cast<c10::Half*>(data)[i] = c10::Half(float(value));
+  }
+}
 
 // Writes values one after the other in the compute type.
 class WeightPacker {

@@ -2,6 +2,8 @@
 // BUNIT_TABLE, BUNIT_VECTOR_BYTES, BUNIT_REGISTERS and the compiler's target.
 #pragma once
 
+#include "backward.h"
+#include "elementwise.h"
 #include "forward.h"
 #include "table.h"
 
@@ -14,6 +16,9 @@ const Kernels BUNIT_TABLE = {
     BUNIT_STRING(BUNIT_ISA),
     BUNIT_VECTOR_BYTES,
     {&BUNIT_ISA::forward_item<float>, &BUNIT_ISA::forward_item<double>},
+    {&BUNIT_ISA::backward_item<float>, &BUNIT_ISA::backward_item<double>},
+    {&BUNIT_ISA::affine_item<float>, &BUNIT_ISA::affine_item<double>},
+    {&BUNIT_ISA::reduce_item<float>, &BUNIT_ISA::reduce_item<double>},
 };
 
 }  // namespace bunit

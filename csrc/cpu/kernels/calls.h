@@ -76,39 +76,68 @@ struct ForwardCall {
   bool stream;                   // write around the caches
 };
 
-// Backward of one level: from the gradient of the level's convolution output, or from the gradient
-// after its norm and activation where `out_norm` is set.
-struct BackwardUnit {
-  int c_in, c_out, kernel, pad;
-  int64_t in_channel, out_channel;
+// Backward of one level of one kind of unit.
+struct BackwardKind {
+  int c_in, c_out, taps, pad;
+  int reach;                     // (k - 1) * dilation / stride
+  int phases;                    // stride phases an axis that taps use
   int64_t row;                   // elements a row of every buffer
-  int64_t reach;                 // (k - 1) * dilation / stride
-  int64_t weight;                // first element in the packed weight
-  const int64_t* taps;           // [c_in * k * k] offsets of the input planes, for grad_weight
-  const void* weights;           // T, per phase [blocks of input channels][taps][block]
-  const int64_t* phase_taps;     // per phase: number of taps, then that many offsets
-  int64_t scratch;
+  int64_t grad_plane, x_plane, out_plane;
+  const int64_t* x_offsets;      // [taps]: where a tap finds its input pixel
+  // For each phase (py, px) of input pixels, stride * stride of them: how many (output channel, tap)
+  // reach it, and where they find the gradient.
+  const int64_t* phase_taps;
+  const int64_t* grad_offsets;   // of all phases, one after the other
+  const void* mask;              // all ones at output pixels, zero between rows
 };
 
+struct BackwardUnit {
+  const BackwardKind* kind;
+  int64_t in_channel, out_channel;
+  int64_t weight;                // first element in the packed weight
+  const void* weights;           // T, per phase [blocks of input channels][taps][block]
+};
+
+// From the gradient of a level's convolution output or, with `out_norm`, from that after its norm:
+// d/dz = scale * (g - mean_g - zhat * mean_gz), where g = grad * activation'(n),
+// zhat = (z - mean) * inv_std and n = (z - mean) * scale + shift. Arrays of T, a value a channel.
 struct BackwardCall {
   Image grad, x, z;              // z: the level's own output before its norm, with out_norm
-  Image grad_x;                  // data null: not wanted
-  int stride, dilation;
+  Image grad_x;                  // no data: not wanted
+  int stride;
   const BackwardUnit* units;
-  // d(loss)/dz = scale * (g - mean_g - zhat * mean_gz), g = grad * activation'(n), all by channel.
-  Norm out_norm;                 // mean null: grad is the gradient of z itself
-  const void* inv_std;           // T
-  const void* mean_g;            // T
-  const void* mean_gz;           // T
-  Activation out_activation;     // identity where grad is already before it
-  Norm in_norm;                  // of the level before, applied to x as it is loaded
+  Norm out_norm;
+  Activation out_activation;     // identity where grad is already the one before it
+  const void* inv_std;
+  const void* mean_g;
+  const void* mean_gz;
+  // Norm and activation of the level before: applied to x as it is loaded; grad_x is then the
+  // gradient before them, in the sense of g above, and in_sums its sums.
+  Norm in_norm;
   Activation in_activation;
-  const void* in_inv_std;        // T
-  double* in_sums;               // null, or [item n][segment][c_in of all units][2]: sums of g, g * zhat
-  void* grad_weight;             // null, or T [n][segment][weights of all units]
-  void* grad_bias;               // null, or T [n][segment][c_out of all units]
-  int64_t weight_size;           // weights of all units
-  int64_t segments;
+  const void* in_inv_std;
+  double* in_sums;               // [block][segment][c_in of all units][2]: sums of g, g * zhat
+  void* grad_weight;             // T [block][segment][weights of all units], or null
+  void* grad_bias;               // T [block][segment][c_out of all units], or null
+  int64_t weight_size;
+  int64_t block;                 // images a block
+  int64_t segments;              // of the output's rows
+};
+
+// y = after_residual(activation(norm(z)) + residual), pixels of z, y and residual dense.
+struct AffineCall {
+  Image z, y, residual;
+  Norm norm;
+  Activation activation, after_residual;
+};
+
+// Sums of g and g * zhat (see BackwardCall) over one image: [n][c][2].
+struct ReduceCall {
+  Image grad, z;
+  Norm norm;
+  const void* inv_std;
+  Activation activation;
+  double* sums;
 };
 
 }  // namespace bunit

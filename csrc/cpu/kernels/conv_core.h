@@ -128,7 +128,7 @@ void conv_flat(const T* in, const int64_t* offsets, int taps, const T* weights, 
   }
 }
 
-// `Taps` weight gradients of `Channels` channels: out[c][t] = sum_p grad[c][p] * in[offsets[t] + p].
+// `Taps` weight gradients of `Channels` channels: out[c][t] += sum_p grad[c][p] * in[offsets[t] + p].
 template <class T, int Channels, int Taps>
 BUNIT_INLINE void weight_grad_block(const T* grad, int64_t grad_plane, const T* in,
                                     const int64_t* offsets,
@@ -148,7 +148,7 @@ BUNIT_INLINE void weight_grad_block(const T* grad, int64_t grad_plane, const T* 
     memcpy(&valid, mask + p, sizeof(valid));
     Vec<T> g[Channels];
 #pragma GCC unroll 16
-    for (int c = 0; c < Channels; ++c) g[c] = load(grad + c * grad_plane + p);
+    for (int c = 0; c < Channels; ++c) g[c] = keep<T>(load(grad + c * grad_plane + p), valid);
 #pragma GCC unroll 16
     for (int t = 0; t < Taps; ++t) {
       const Vec<T> x = keep<T>(load(sources[t] + p), valid);
@@ -157,7 +157,7 @@ BUNIT_INLINE void weight_grad_block(const T* grad, int64_t grad_plane, const T* 
     }
   }
   for (int c = 0; c < Channels; ++c) {
-    for (int t = 0; t < Taps; ++t) out[c * out_stride + t] = sum<T>(acc[c][t]);
+    for (int t = 0; t < Taps; ++t) out[c * out_stride + t] += sum<T>(acc[c][t]);
   }
 }
 
@@ -183,8 +183,8 @@ void weight_grad_channels(const T* grad, int64_t grad_plane, const T* in, const 
   }
 }
 
-// out[c][t] = sum over valid p < flat of grad[c][p] * in[offsets[t] + p]. `mask` is all ones where
-// p is a pixel and zero between rows, where grad is zero but the input may be infinite.
+// out[c][t] += sum over p < flat of grad[c][p] * in[offsets[t] + p]. `mask` is all ones where p is a
+// pixel and zero between rows, where one factor is zero but the other may be infinite.
 template <class T>
 void weight_grad_flat(const T* grad, int64_t grad_plane, const T* in, const int64_t* offsets,
                       int taps, int channels, const typename VecOf<T>::Int* mask, int64_t flat,

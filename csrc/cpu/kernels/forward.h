@@ -67,8 +67,15 @@ struct UnitForward {
     if (from >= end) return;
     if (l == 0) {
       const PlaneMap map{kind.row, level.plane, call.stride, level.pad, level.phases};
-      load_planes(call.x, n, unit.in_channel, level.c_in, map, begin, from, end, buffers[0],
-                  call.in_norm, call.in_activation, spare);
+      const auto load = [&](const auto& reader) {
+        load_planes(reader, call.x.h, call.x.w, has_dense_rows(call.x), unit.in_channel,
+                    level.c_in, map, begin, from, end, buffers[0]);
+      };
+      if (call.in_norm.mean) {
+        load(ReadNormalised<T>{call.x, n, call.in_norm, call.in_activation, spare});
+      } else {
+        load(ReadPixels{call.x, n});
+      }
     } else {
       compute(l - 1, from - level.pad, end - level.pad, l, begin);
     }

@@ -46,46 +46,66 @@ struct PlaneMap {
   int phases;
 };
 
-// Fills rows [q0, q1) of the planes of `channels` channels; `base` is the row the planes begin at.
-// `spare` has room for a row and a vector; `norm` is applied to pixels, not to padding.
+// Readers give `count` pixels of a channel's row, from column x on and `step` apart.
+struct ReadPixels {
+  static constexpr bool kPlain = true;
+  const Image& image;
+  int64_t n;
+
+  template <class T>
+  BUNIT_INLINE void operator()(int64_t channel, int64_t y, int64_t x, int64_t step, T* target,
+                               int64_t count) const {
+    read_row(image, offset_of(image, n, channel, y, x), step * image.stride_w, target, count);
+  }
+};
+
+// Pixels normalised and activated; padding stays zero.
 template <class T>
-void load_planes(const Image& image, int64_t n, int64_t channel, int channels, const PlaneMap& map,
-                 int64_t base, int64_t q0, int64_t q1, T* planes, const Norm& norm,
-                 Activation activation, T* spare) {
-  const bool dense = map.stride == 1 && map.pad == 0 && map.row == image.w &&
-                     image.stride_h == image.w * image.stride_w;
+struct ReadNormalised {
+  static constexpr bool kPlain = false;
+  const Image& image;
+  int64_t n;
+  const Norm& norm;
+  Activation activation;
+  T* spare;  // a row and a vector
+
+  BUNIT_INLINE void operator()(int64_t channel, int64_t y, int64_t x, int64_t step, T* target,
+                               int64_t count) const {
+    read_row(image, offset_of(image, n, channel, y, x), step * image.stride_w, spare, count);
+    normalise_row(norm, channel, activation, spare, count);
+    copy_row(spare, target, count);
+  }
+};
+
+// Fills rows [q0, q1) of the planes of `channels` channels; `base` is the row the planes begin at.
+template <class T, class Reader>
+void load_planes(const Reader& read, int64_t height, int64_t width, bool dense, int64_t channel,
+                 int channels, const PlaneMap& map, int64_t base, int64_t q0, int64_t q1,
+                 T* planes) {
   for (int c = 0; c < channels; ++c) {
     for (int py = 0; py < map.phases; ++py) {
       for (int px = 0; px < map.phases; ++px) {
         T* plane = planes + ((c * map.phases + py) * map.phases + px) * map.plane;
-        if (dense && !norm.mean) {  // the rows lie end to end on both sides
-          const int64_t rows = at_most(q1, image.h) - q0;
+        if (Reader::kPlain && dense && map.stride == 1 && map.pad == 0 && map.row == width) {
+          // The rows lie end to end on both sides.
+          const int64_t rows = at_least(at_most(q1, height) - q0, 0);
           T* target = plane + (q0 - base) * map.row;
-          read_row(image, offset_of(image, n, channel + c, q0, 0), image.stride_w, target,
-                   at_least(rows, 0) * image.w);
-          clear(target + at_least(rows, 0) * image.w, (q1 - q0 - at_least(rows, 0)) * image.w);
+          read(channel + c, q0, 0, 1, target, rows * width);
+          clear(target + rows * width, (q1 - q0 - rows) * width);
           continue;
         }
         const int64_t first = at_least(ceil_div(map.pad - px, map.stride), 0);
-        const int64_t last = at_most(ceil_div(image.w + map.pad - px, map.stride), map.row);
+        const int64_t last = at_most(ceil_div(width + map.pad - px, map.stride), map.row);
         for (int64_t q = q0; q < q1; ++q) {
           T* row = plane + (q - base) * map.row;
           const int64_t y = q * map.stride + py - map.pad;
-          if (y < 0 || y >= image.h || last <= first) {
+          if (y < 0 || y >= height || last <= first) {
             clear(row, map.row);
             continue;
           }
-          const int64_t x = first * map.stride + px - map.pad;
-          const int64_t offset = offset_of(image, n, channel + c, y, x);
-          const int64_t step = map.stride * image.stride_w;
           clear(row, first);
-          if (norm.mean) {
-            read_row(image, offset, step, spare, last - first);
-            normalise_row(norm, channel + c, activation, spare, last - first);
-            memcpy(row + first, spare, size_t(last - first) * sizeof(T));
-          } else {
-            read_row(image, offset, step, row + first, last - first);
-          }
+          read(channel + c, y, first * map.stride + px - map.pad, map.stride, row + first,
+               last - first);
           clear(row + last, map.row - last);
         }
         clear(plane + (q1 - base) * map.row, map.pad);  // right padding of the last row
@@ -94,11 +114,15 @@ void load_planes(const Image& image, int64_t n, int64_t channel, int channels, c
   }
 }
 
+BUNIT_INLINE bool has_dense_rows(const Image& image) {
+  return image.stride_h == image.w * image.stride_w;
+}
+
 // Writes `rows` finished rows of `channels` channels to rows y0... of `image`.
 template <class T>
 void store_planes(const Image& image, int64_t n, int64_t channel, int channels, int64_t y0,
                   int64_t rows, const T* planes, int64_t plane, int64_t row) {
-  const bool dense = row == image.w && image.stride_h == image.w * image.stride_w;
+  const bool dense = row == image.w && has_dense_rows(image);
   for (int c = 0; c < channels; ++c) {
     const T* source = planes + c * plane;
     const int64_t offset = offset_of(image, n, channel + c, y0, 0);

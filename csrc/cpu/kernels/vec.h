@@ -54,6 +54,14 @@ template <class T>
 BUNIT_INLINE Vec<T> keep(Vec<T> v, Mask<T> mask) {  // bitwise: a masked NaN is gone
   return (Vec<T>)((Mask<T>)v & mask);
 }
+// All ones in the first `n` lanes, or in all.
+template <class T>
+BUNIT_INLINE Mask<T> first_lanes(int64_t n) {
+  Mask<T> lane{};
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+  return lane < typename VecOf<T>::Int(n < kLanes<T> ? n : kLanes<T>) - Mask<T>{};
+}
 template <class T>
 BUNIT_INLINE T sum(Vec<T> v) {
   T lanes[kLanes<T>];

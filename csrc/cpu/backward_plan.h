@@ -1,0 +1,52 @@
+// Everything about a level's backward pass that does not depend on the pixels.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "stack.h"
+#include "tensors.h"
+
+namespace bunit {
+
+// What the norm after a level, and that before it, add to its gradients; see BackwardCall.
+struct BackwardNorms {
+  Image z;  // the level's output before its norm
+  Norm out;
+  Activation out_activation = Activation::identity;
+  const void* inv_std = nullptr;
+  const void* mean_g = nullptr;
+  const void* mean_gz = nullptr;
+  Norm in;
+  Activation in_activation = Activation::identity;
+  const void* in_inv_std = nullptr;
+};
+
+class BackwardPlan {
+ public:
+  // Level `level` of `stack`, for inputs like `x` and output gradients like `grad`. `weight` is
+  // read only where the gradient of the input is wanted.
+  BackwardPlan(const Stack& stack, int level, const Image& x, const Image& grad,
+               const Tensor* weight, int64_t stride, int64_t dilation);
+
+  // `grad_x` may hold no data; `grad_weight` and `grad_bias` may be null, both or none. With
+  // `in_sums` the sums that the norm before the level needs, two a channel.
+  void run(const Image& x, const Image& grad, const Image& grad_x, const BackwardNorms& norms,
+           Tensor* grad_weight, Tensor* grad_bias, std::vector<double>* in_sums) const;
+
+ private:
+  void make_kind(const Unit& unit, int64_t dilation);
+  void pack(const Stack& stack, const Tensor& weight, int64_t dilation);
+
+  int level_;
+  int64_t stride_, weight_size_, segments_ = 1, block_ = 1, blocks_ = 1, scratch_bytes_ = 0;
+  Image x_, grad_;
+  int64_t rows_ = 0;  // of the output, at most in a segment
+  std::vector<BackwardKind> kinds_;
+  std::vector<BackwardUnit> units_;
+  std::deque<std::vector<int64_t>> offsets_;
+  std::vector<double> packed_;
+};
+
+}  // namespace bunit

@@ -1,0 +1,110 @@
+// Linear units: 1x1 convolutions over rows, [..., C] seen as a channels_last image [1, C, rows, 1].
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "backward_plan.h"
+#include "forward_plan.h"
+
+namespace bunit {
+namespace {
+
+std::vector<int64_t> with_channels(const Tensor& x, int64_t channels) {
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) shape.push_back(x.size(i));
+  shape.push_back(channels);
+  return shape;
+}
+
+Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+
+Image checked_rows(const Tensor& x, int64_t channels) {
+  STD_TORCH_CHECK(
+      x.dim() >= 1 && x.size(x.dim() - 1) == channels, "expected ", channels,
+      " features in the last dimension");
+  return rows_of(x);
+}
+
+Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
+           const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
+           const ConvOptions& options) {
+  const Stack stack = Stack::linear(units, int64_t(weights.size()));
+  const Tensor x = dense(input);
+  const Image in = checked_rows(x, stack.channels[0]);
+  for (size_t l = 0; l < weights.size(); ++l) {
+    STD_TORCH_CHECK(
+        weights[l].numel() == stack.weight_sizes[l] &&
+            weights[l].scalar_type() == x.scalar_type() &&
+            (biases.empty() || biases[l].numel() == stack.channels[l + 1]),
+        "weight or bias of level ", l + 1, " does not fit the units");
+  }
+  const Tensor y = new_output(x, with_channels(x, stack.channels[stack.depth]), false);
+  if (in.h > 0) {
+    ForwardPlan(stack, in, weights, biases, options)
+        .run(in, rows_of(y), {}, {}, Activation::identity, nullptr);
+  }
+  return y;
+}
+
+Tensor stacked_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                      const std::vector<int64_t>& units, const std::string& activation) {
+  std::vector<Tensor> biases;
+  if (bias) biases.push_back(*bias);
+  return run(x, {weight}, biases, units, {.out = activation_of(activation)});
+}
+
+Tensor stacked_unit_linear(const Tensor& x, const std::vector<Tensor>& weights,
+                           const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
+                           const std::string& activation, const std::string& out_activation) {
+  return run(x, weights, biases, units,
+             {.hidden = activation_of(activation), .out = activation_of(out_activation)});
+}
+
+Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
+                                 const std::vector<int64_t>& units) {
+  const Stack stack = Stack::linear(units, 1);
+  const Tensor grad = dense(gradient);
+  const Image out = checked_rows(grad, stack.channels[1]);
+  STD_TORCH_CHECK(weight.numel() == stack.weight_sizes[0], "the weight does not fit the units");
+  const Tensor grad_x = new_output(grad, with_channels(grad, stack.channels[0]), false);
+  if (out.h > 0) {
+    const Image in = rows_of(grad_x);
+    BackwardPlan(stack, 0, in, out, &weight, 1, 1).run(in, out, in, {}, nullptr, nullptr, nullptr);
+  }
+  return grad_x;
+}
+
+std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, const Tensor& input,
+                                                      const std::vector<int64_t>& weight_shape,
+                                                      const std::vector<int64_t>& units) {
+  const Stack stack = Stack::linear(units, 1);
+  const Tensor grad = dense(gradient), x = dense(input);
+  const Image out = checked_rows(grad, stack.channels[1]);
+  const Image in = checked_rows(x, stack.channels[0]);
+  Tensor grad_weight = new_output(x, weight_shape, false);
+  Tensor grad_bias = new_output(x, {stack.channels[1]}, false);
+  STD_TORCH_CHECK(
+      grad_weight.numel() == stack.weight_sizes[0], "the weight's shape does not fit the units");
+  if (in.h > 0) {
+    BackwardPlan(stack, 0, in, out, nullptr, 1, 1)
+        .run(in, out, {}, {}, &grad_weight, &grad_bias, nullptr);
+  } else {
+    torch::stable::zero_(grad_weight);
+    torch::stable::zero_(grad_bias);
+  }
+  return {grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace bunit
+
+STABLE_TORCH_LIBRARY_IMPL(bunit_kernels, CPU, m) {
+  m.impl("stacked_linear", TORCH_BOX(&bunit::stacked_linear));
+  m.impl("stacked_unit_linear", TORCH_BOX(&bunit::stacked_unit_linear));
+  m.impl("stacked_linear_grad_input", TORCH_BOX(&bunit::stacked_linear_grad_input));
+  m.impl("stacked_linear_grad_weight", TORCH_BOX(&bunit::stacked_linear_grad_weight));
+}
