@@ -62,6 +62,7 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x) {
     level.pad = unit.pad;
     level.reach = int(span / stride);
     level.phases = unit.kernel == 1 ? 1 : int(stride);
+    level.plain = unit.kernel == 3 && stride == 1 && options_.dilation == 1;
     level.out_h = conv_size(h, unit.kernel, unit.pad, stride, options_.dilation);
     level.out_w = conv_size(w, unit.kernel, unit.pad, stride, options_.dilation);
     STD_TORCH_CHECK(

@@ -34,6 +34,7 @@ struct Level {
   int pad;                // of this level's input
   int reach;              // rows of input below an output row's own: (k - 1) * dilation / stride
   int phases;             // stride phases an axis that taps use
+  bool plain;             // 3x3, stride and dilation 1
   int64_t out_h, out_w;
   int64_t rows;           // capacity of a plane
   int64_t plane;          // elements from one plane to the next
@@ -73,7 +74,6 @@ struct ForwardCall {
   Activation in_activation;
   Moments* moments;              // null, or [n][segment][c] of the output, before `out`
   int64_t segments;
-  bool stream;                   // write around the caches
 };
 
 // Backward of one level of one kind of unit.

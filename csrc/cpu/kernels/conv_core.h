@@ -1,8 +1,10 @@
-// The two inner loops: a convolution and a weight gradient on flat planes.
+// The inner loops: two forms of a convolution, and a weight gradient, on flat planes.
 //
 // A plane holds rows of equal length, one after the other, so that a kernel tap is one offset for
 // all pixels and a run of pixels need not know where a row ends: whatever the image's width, all
-// lanes work. What is computed between the rows is garbage that nobody reads.
+// lanes work. What is computed between the rows is garbage that nobody reads. So works conv_flat,
+// for every kernel size, stride and dilation. conv_rows, for 3x3 kernels on rows of a vector or
+// more, works on a few rows one above the other and uses each load for the three rows it serves.
 #pragma once
 
 #include "vec.h"
@@ -125,6 +127,137 @@ void conv_flat(const T* in, const int64_t* offsets, int taps, const T* weights, 
                                   out_plane);
     }
     done += strip;
+  }
+}
+
+// Rows of one output vector each that conv_rows makes at a time, beside three weights a channel.
+constexpr int rows_of_strip(int channels) {
+  return BUNIT_REGISTERS == 32 ? (channels == 1 ? 8 : channels == 2 ? 8 : channels == 3 ? 6 : 4)
+                               : (channels == 1 ? 6 : channels == 2 ? 4 : 0);
+}
+
+// `Rows` rows of a vector of `Channels` output channels of a 3x3 convolution, stride 1.
+template <class T, int Channels, int Rows>
+struct RowStrip {
+  static void run(const T* in, int64_t row, int64_t in_plane, int c_in, const T* weights,
+                  const T* bias, Activation activation, T* out, int64_t out_plane,
+                  int64_t out_row) {
+    Vec<T> acc[Channels][Rows];
+#pragma GCC unroll 16
+    for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) acc[c][i] = bias ? splat<T>(bias[c]) : Vec<T>{};
+    }
+    for (int p = 0; p < c_in; ++p, in += in_plane, weights += 9 * Channels) {
+      for (int kx = 0; kx < 3; ++kx) {
+        Vec<T> w[3][Channels];
+#pragma GCC unroll 16
+        for (int ky = 0; ky < 3; ++ky) {
+#pragma GCC unroll 16
+          for (int c = 0; c < Channels; ++c) {
+            w[ky][c] = splat<T>(weights[(ky * 3 + kx) * Channels + c]);
+          }
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows + 2; ++i) {
+          const Vec<T> x = load(in + i * row + kx);
+#pragma GCC unroll 16
+          for (int ky = 0; ky < 3; ++ky) {
+            if (i - ky < 0 || i - ky >= Rows) continue;
+#pragma GCC unroll 16
+            for (int c = 0; c < Channels; ++c) acc[c][i - ky] += w[ky][c] * x;
+          }
+        }
+      }
+    }
+    switch (activation) {
+      case Activation::identity:
+        return finish(acc, out, out_plane, out_row, [](Vec<T> v) { return v; });
+      case Activation::relu:
+        return finish(acc, out, out_plane, out_row, [](Vec<T> v) { return max0<T>(v); });
+      default:
+        finish(acc, out, out_plane, out_row, [](Vec<T> v) { return v; });
+        for (int c = 0; c < Channels; ++c) {
+          for (int i = 0; i < Rows; ++i) {
+            activate_in_place(activation, out + c * out_plane + i * out_row, kLanes<T>);
+          }
+        }
+    }
+  }
+
+  template <class F>
+  static BUNIT_INLINE void finish(const Vec<T> (&acc)[Channels][Rows], T* out, int64_t out_plane,
+                                  int64_t out_row, F activation) {
+#pragma GCC unroll 16
+    for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) {
+        store(out + c * out_plane + i * out_row, activation(acc[c][i]));
+      }
+    }
+  }
+};
+
+template <class T>
+using RowStripFn = void (*)(const T*, int64_t, int64_t, int, const T*, const T*, Activation, T*,
+                            int64_t, int64_t);
+
+template <class T, int Channels, class S>
+struct RowStrips {
+  static constexpr RowStripFn<T> table[] = {nullptr};
+};
+template <class T, int Channels, int First, int... I>
+struct RowStrips<T, Channels, Seq<First, I...>> {
+  static constexpr RowStripFn<T> table[] = {&RowStrip<T, Channels, First + 1>::run,
+                                            &RowStrip<T, Channels, I + 1>::run...};
+};
+
+template <class T>
+BUNIT_INLINE RowStripFn<T> row_strip(int channels, int rows) {
+  switch (channels) {
+    case 1:
+      return RowStrips<T, 1, typename MakeSeq<rows_of_strip(1)>::type>::table[rows - 1];
+    case 2:
+      return RowStrips<T, 2, typename MakeSeq<rows_of_strip(2)>::type>::table[rows - 1];
+    case 3:
+      return RowStrips<T, 3, typename MakeSeq<rows_of_strip(3)>::type>::table[rows - 1];
+    default:
+      return RowStrips<T, 4, typename MakeSeq<rows_of_strip(4)>::type>::table[rows - 1];
+  }
+}
+
+// Whether conv_rows serves: 3x3, stride and dilation 1 (told by `plain`), rows that fill their
+// vectors well enough, and registers for as many channels.
+template <class T>
+BUNIT_INLINE bool takes_rows(bool plain, int channels, int64_t width) {
+  const int64_t vectors = (width + kLanes<T> - 1) / kLanes<T>;
+  return plain && rows_of_strip(channels < kBlock ? channels : kBlock) > 0 && width >= kLanes<T> &&
+         width * 20 >= vectors * kLanes<T> * 17;
+}
+
+// out[c][y][x] = activation(bias[c] + sum over c_in, ky, kx) for `rows` rows of `width` pixels; only
+// pixels are written.
+template <class T>
+void conv_rows(const T* in, int64_t row, int64_t in_plane, int c_in, const T* weights,
+               const T* bias, int channels, Activation activation, T* out, int64_t out_plane,
+               int64_t out_row, int64_t rows, int64_t width) {
+  const int limit = rows_of_strip(channels < kBlock ? channels : kBlock);
+  const int64_t strips = (rows + limit - 1) / limit;
+  int64_t y = 0;
+  for (int64_t s = 0; s < strips; ++s) {
+    const int strip = int((rows - y) / (strips - s));
+    for (int64_t next = 0; next < width; next += kLanes<T>) {
+      // The last vector of a row begins where it ends with the row.
+      const int64_t x = next + kLanes<T> <= width ? next : width - kLanes<T>;
+      for (int c = 0; c < channels; c += kBlock) {
+        const int block = channels - c < kBlock ? channels - c : kBlock;
+        row_strip<T>(block, strip)(in + y * row + x, row, in_plane, c_in,
+                                   weights + int64_t(c) * 9 * c_in, bias ? bias + c : nullptr,
+                                   activation, out + c * out_plane + y * out_row + x, out_plane,
+                                   out_row);
+      }
+    }
+    y += strip;
   }
 }
 

@@ -91,7 +91,7 @@ struct UnitForward {
     T* rows = buffers[next] + (y0 + target.pad - base) * kind.row;
     for (int c = 0; c < level.c_out; ++c) clear(rows + c * target.plane, (top - y0) * kind.row);
     if (bottom > top) {
-      run_level(l, top, bottom, rows + (top - y0) * kind.row + target.pad, target.plane,
+      run_level(l, top, bottom, rows + (top - y0) * kind.row + target.pad, target.plane, kind.row,
                 call.hidden);
     }
     for (int c = 0; c < level.c_out; ++c) {
@@ -105,13 +105,31 @@ struct UnitForward {
     }
   }
 
-  void run_level(int l, int64_t y0, int64_t y1, T* out, int64_t out_plane, Activation activation) {
+  void run_level(int l, int64_t y0, int64_t y1, T* out, int64_t out_plane, int64_t out_row,
+                 Activation activation) {
     const Level& level = kind.levels[l];
     fill(l, y0, y1 + level.reach);
     const T* in = buffers[l] + (y0 - windows[l].begin) * kind.row;
-    conv_flat<T>(in, level.offsets, level.taps, static_cast<const T*>(unit.weights[l]),
-                 static_cast<const T*>(unit.biases[l]), level.c_out, activation, out, out_plane,
-                 (y1 - y0 - 1) * kind.row + level.out_w);
+    const T* weights = static_cast<const T*>(unit.weights[l]);
+    const T* bias = static_cast<const T*>(unit.biases[l]);
+    if (by_rows(level)) {
+      conv_rows<T>(in, kind.row, level.plane, level.c_in, weights, bias, level.c_out, activation,
+                   out, out_plane, out_row, y1 - y0, level.out_w);
+    } else {
+      conv_flat<T>(in, level.offsets, level.taps, weights, bias, level.c_out, activation, out,
+                   out_plane, (y1 - y0 - 1) * kind.row + level.out_w);
+    }
+  }
+
+  static bool by_rows(const Level& level) {
+    return takes_rows<T>(level.plain, level.c_out, level.out_w);
+  }
+
+  // Whether finished rows can go straight into the output tensor.
+  bool direct(const Moments* moments) const {
+    const Scalar own = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
+    return by_rows(last()) && call.y.dtype == own && call.y.stride_w == 1 && !moments &&
+           !call.residual.data;
   }
 
   // Adds the residual to finished rows.
@@ -183,7 +201,13 @@ struct UnitForward {
     start(y0);
     for (int64_t y = y0; y < y1; y += kind.step) {
       const int64_t end = at_most(y + kind.step, y1);
-      run_level(call.depth - 1, y, end, finished, kind.out_plane, call.out);
+      if (direct(moments)) {
+        T* out = static_cast<T*>(const_cast<void*>(call.y.data)) +
+                 offset_of(call.y, n, unit.out_channel, y, 0);
+        run_level(call.depth - 1, y, end, out, call.y.stride_c, call.y.stride_h, call.out);
+        continue;
+      }
+      run_level(call.depth - 1, y, end, finished, kind.out_plane, kind.row, call.out);
       if (moments) add_moments(end - y, moments);
       if (call.residual.data) add_residual(y, end);
       store_planes(call.y, n, unit.out_channel, last().c_out, y, end - y, finished, kind.out_plane,
