@@ -9,6 +9,9 @@ namespace {
 
 // What a step's buffers may take of the first-level cache (32 to 48 KiB), beside weights.
 constexpr int64_t kCacheBytes = 36 * 1024;
+// Outputs of this size are written around the caches: on a Zen 5 with 32 MiB of third-level cache
+// 64 units 2-4-2, N=128, 32x32 took 12.0 instead of 13.7 ms, a 27 MB hybrid 2.5 instead of 3.6.
+constexpr int64_t kAroundBytes = int64_t(16) << 20;
 constexpr int64_t kItems = 32;
 constexpr int64_t kSegmentPixels = 256;  // not worth splitting below
 
@@ -139,6 +142,10 @@ void ForwardPlan::run(const Image& x, const Image& y, const Image& residual, con
   // Moments must not depend on the number of threads; outputs never do.
   const int64_t wanted = moments ? kItems : num_threads() == 1 ? 1 : 4 * num_threads();
   call.segments = segments_for(y.n * groups, wanted, y.h, y.h * y.w, kSegmentPixels);
+  const int64_t row_bytes = y.w * compute_size(dtype_);
+  call.around = y.n * y.c * y.h * row_bytes >= kAroundBytes && row_bytes % 64 == 0 &&
+                reinterpret_cast<uintptr_t>(y.data) % 64 == 0 &&
+                (options_.out == Activation::identity || options_.out == Activation::relu);
   std::vector<Moments> parts;
   if (moments) {
     parts.resize(size_t(y.n * call.segments * y.c));

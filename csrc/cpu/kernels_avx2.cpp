@@ -1,6 +1,7 @@
 // Kernels for x86-64 with AVX2 and FMA.
 #if defined(__x86_64__)
 
+#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

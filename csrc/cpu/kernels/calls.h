@@ -74,6 +74,7 @@ struct ForwardCall {
   Activation in_activation;
   Moments* moments;              // null, or [n][segment][c] of the output, before `out`
   int64_t segments;
+  bool around;                   // write the output around the caches; its rows are aligned
 };
 
 // Backward of one level of one kind of unit.

@@ -140,7 +140,7 @@ constexpr int rows_of_strip(int channels) {
 template <class T, int Channels, int Rows>
 struct RowStrip {
   static void run(const T* in, int64_t row, int64_t in_plane, int c_in, const T* weights,
-                  const T* bias, Activation activation, T* out, int64_t out_plane,
+                  const T* bias, Activation activation, bool around, T* out, int64_t out_plane,
                   int64_t out_row) {
     Vec<T> acc[Channels][Rows];
 #pragma GCC unroll 16
@@ -170,13 +170,23 @@ struct RowStrip {
         }
       }
     }
+    if (activation == Activation::relu) {
+#pragma GCC unroll 16
+      for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i) acc[c][i] = max0<T>(acc[c][i]);
+      }
+    }
+    if (around) {
+      finish(acc, out, out_plane, out_row, [](T* p, Vec<T> v) { store_around(p, v); });
+    } else {
+      finish(acc, out, out_plane, out_row, [](T* p, Vec<T> v) { store(p, v); });
+    }
     switch (activation) {
       case Activation::identity:
-        return finish(acc, out, out_plane, out_row, [](Vec<T> v) { return v; });
       case Activation::relu:
-        return finish(acc, out, out_plane, out_row, [](Vec<T> v) { return max0<T>(v); });
+        return;
       default:
-        finish(acc, out, out_plane, out_row, [](Vec<T> v) { return v; });
         for (int c = 0; c < Channels; ++c) {
           for (int i = 0; i < Rows; ++i) {
             activate_in_place(activation, out + c * out_plane + i * out_row, kLanes<T>);
@@ -187,20 +197,20 @@ struct RowStrip {
 
   template <class F>
   static BUNIT_INLINE void finish(const Vec<T> (&acc)[Channels][Rows], T* out, int64_t out_plane,
-                                  int64_t out_row, F activation) {
+                                  int64_t out_row, F put) {
 #pragma GCC unroll 16
     for (int c = 0; c < Channels; ++c) {
 #pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i) {
-        store(out + c * out_plane + i * out_row, activation(acc[c][i]));
+        put(out + c * out_plane + i * out_row, acc[c][i]);
       }
     }
   }
 };
 
 template <class T>
-using RowStripFn = void (*)(const T*, int64_t, int64_t, int, const T*, const T*, Activation, T*,
-                            int64_t, int64_t);
+using RowStripFn = void (*)(const T*, int64_t, int64_t, int, const T*, const T*, Activation, bool,
+                            T*, int64_t, int64_t);
 
 template <class T, int Channels, class S>
 struct RowStrips {
@@ -239,8 +249,8 @@ BUNIT_INLINE bool takes_rows(bool plain, int channels, int64_t width) {
 // pixels are written.
 template <class T>
 void conv_rows(const T* in, int64_t row, int64_t in_plane, int c_in, const T* weights,
-               const T* bias, int channels, Activation activation, T* out, int64_t out_plane,
-               int64_t out_row, int64_t rows, int64_t width) {
+               const T* bias, int channels, Activation activation, bool around, T* out,
+               int64_t out_plane, int64_t out_row, int64_t rows, int64_t width) {
   const int limit = rows_of_strip(channels < kBlock ? channels : kBlock);
   const int64_t strips = (rows + limit - 1) / limit;
   int64_t y = 0;
@@ -253,8 +263,8 @@ void conv_rows(const T* in, int64_t row, int64_t in_plane, int c_in, const T* we
         const int block = channels - c < kBlock ? channels - c : kBlock;
         row_strip<T>(block, strip)(in + y * row + x, row, in_plane, c_in,
                                    weights + int64_t(c) * 9 * c_in, bias ? bias + c : nullptr,
-                                   activation, out + c * out_plane + y * out_row + x, out_plane,
-                                   out_row);
+                                   activation, around, out + c * out_plane + y * out_row + x,
+                                   out_plane, out_row);
       }
     }
     y += strip;

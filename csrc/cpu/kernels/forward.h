@@ -106,7 +106,7 @@ struct UnitForward {
   }
 
   void run_level(int l, int64_t y0, int64_t y1, T* out, int64_t out_plane, int64_t out_row,
-                 Activation activation) {
+                 Activation activation, bool around = false) {
     const Level& level = kind.levels[l];
     fill(l, y0, y1 + level.reach);
     const T* in = buffers[l] + (y0 - windows[l].begin) * kind.row;
@@ -114,7 +114,7 @@ struct UnitForward {
     const T* bias = static_cast<const T*>(unit.biases[l]);
     if (by_rows(level)) {
       conv_rows<T>(in, kind.row, level.plane, level.c_in, weights, bias, level.c_out, activation,
-                   out, out_plane, out_row, y1 - y0, level.out_w);
+                   around, out, out_plane, out_row, y1 - y0, level.out_w);
     } else {
       conv_flat<T>(in, level.offsets, level.taps, weights, bias, level.c_out, activation, out,
                    out_plane, (y1 - y0 - 1) * kind.row + level.out_w);
@@ -204,7 +204,8 @@ struct UnitForward {
       if (direct(moments)) {
         T* out = static_cast<T*>(const_cast<void*>(call.y.data)) +
                  offset_of(call.y, n, unit.out_channel, y, 0);
-        run_level(call.depth - 1, y, end, out, call.y.stride_c, call.y.stride_h, call.out);
+        run_level(call.depth - 1, y, end, out, call.y.stride_c, call.y.stride_h, call.out,
+                  call.around);
         continue;
       }
       run_level(call.depth - 1, y, end, finished, kind.out_plane, kind.row, call.out);

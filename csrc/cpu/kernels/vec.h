@@ -46,6 +46,18 @@ template <class T>
 BUNIT_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VecOf<T>::U*>(p) = v;
 }
+// Around the caches, for an output larger than they are: what it would replace is of more use, and
+// its old contents need not be read. `p` is aligned to a vector.
+template <class T>
+BUNIT_INLINE void store_around(T* p, Vec<T> v) {
+#if BUNIT_VECTOR_BYTES == 64
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif BUNIT_VECTOR_BYTES == 32
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#else
+  store(p, v);
+#endif
+}
 template <class T>
 BUNIT_INLINE Vec<T> splat(T s) {
   return s - Vec<T>{};  // unlike 0 + s, the same bits for every s: no instruction
