@@ -115,6 +115,13 @@ _WIDTHS = (1, 2, 5, 7, 8, 13, 17, 31, 33, 56)
 
 LEVEL_CONVS = (
     *(ConvCase("2-4", 3, size=(2, 3, w)) for w in _WIDTHS),
+    # Images that a kernel may cut into bands, with a remainder.
+    ConvCase("2-3", 2, size=(2, 28, 28)),
+    ConvCase("2-3", 2, size=(1, 29, 25), kernel_size=1),
+    ConvCase("2-3", 2, size=(1, 40, 31), kernel_size=5, layout="channels_last"),
+    ConvCase("1-2", 2, size=(2, 56, 56), stride=2),
+    ConvCase(("1-2", "2-1:k5"), size=(3, 31, 27), bias=False),
+    ConvCase("1-1", 1, size=(1, 100, 9), out_activation="identity"),
     ConvCase("2-4", 3, size=(3, 1, 1)),
     ConvCase("2-4", 3, size=(3, 17, 1)),
     ConvCase("2-4", 3, size=(0, 5, 5)),
@@ -170,6 +177,10 @@ _POOL = ("1-2-1", "1-2-2", "1-2-3", "2-1-2", "2-1-1", "3-2-1")
 
 UNIT_CONVS = (
     *(ConvCase("2-4-2", 3, size=(3, 4, w)) for w in _WIDTHS),
+    ConvCase("2-3-2", 2, size=(2, 28, 28)),
+    ConvCase("2-3-1", 1, size=(1, 56, 57), stride=2, layout="channels_last"),
+    ConvCase(("1-2-1", "2-1-2:k5", "1-2-1"), size=(2, 29, 31), residual="relu"),
+    ConvCase("1-2-1", 1, size=(1, 100, 9), kernel_size=1),
     ConvCase("2-4-2", 3, size=(5, 1, 1)),
     ConvCase("2-4-2", 3, size=(2, 33, 2)),
     ConvCase("2-4-4", 2, stride=2, size=(2, 9, 8)),
@@ -249,10 +260,11 @@ def random_conv(numbers: random.Random, depth: int | None = None) -> ConvCase:
     ]
     if hybrid and same:
         widths = [w + numbers.choice(("", "", ":k1", ":k5")) for w in widths]
+    tall = 40 if numbers.random() < 0.2 else 12
     case = ConvCase(
         tuple(widths) if hybrid else widths[0],
         None if hybrid else numbers.randint(1, 9),
-        size=(numbers.randint(2, 4), numbers.randint(1, 12), numbers.randint(1, 20)),
+        size=(numbers.randint(2, 4), numbers.randint(1, tall), numbers.randint(1, 20)),
         kernel_size=kernel,
         stride=numbers.choice((1, 1, 1, 2, 3)),
         # Not far past the kernel: sums over mostly equal pixels round the same way each time.

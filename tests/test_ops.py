@@ -1,0 +1,320 @@
+"""The operators ``torch.ops.bunit_kernels.*``: schemas, fake kernels, autograd, FLOPs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from module_cases import CONV_LAYERS, LINEAR_LAYERS, conv_layer, image, linear_layer
+from reference_cases import (
+    LEVEL_CONVS,
+    LEVEL_LINEARS,
+    TRAIN_CONVS,
+    UNIT_CONVS,
+    UNIT_LINEARS,
+    ConvCase,
+    LinearCase,
+)
+from reference_runs import conv2d, converted, draw, laid_out, linear, unit_conv2d, unit_linear
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from bunit_kernels import backend
+from bunit_kernels.layout import linear_rows
+
+ops = torch.ops.bunit_kernels
+
+
+# --- arguments -----------------------------------------------------------------------------------
+
+
+def conv_arguments(name, case, t):
+    """Positional arguments of the convolutional operator ``name`` for tensors of ``draw``."""
+    geometry = case.geometry
+    config = (geometry.rows, geometry.stride, geometry.dilation)
+    names = (case.activation, case.out_activation)
+    x, grad, weight = t["x"][0], t["grad"][0], t["weights"][0]
+    residual = t["residual"][0] if t["residual"] else None
+    bias = t["biases"][0] if t["biases"] else None
+    end = (*names, case.residual or "identity")
+    match name:
+        case "stacked_conv2d":
+            return (x, weight, bias, *config, case.out_activation)
+        case "stacked_conv2d_grad_input":
+            return (grad, weight, list(x.shape), *config)
+        case "stacked_conv2d_grad_weight":
+            return (grad, x, list(weight.shape), *config)
+        case "stacked_unit_conv2d":
+            return (x, t["weights"], t["biases"], residual, *config, *end)
+        case "stacked_unit_conv2d_train":
+            return (x, t["weights"], t["gammas"], t["betas"], residual, *config, 1e-5, *end)
+    forward = conv_arguments("stacked_unit_conv2d_train", case, t)
+    _, pre_norms, stats = ops.stacked_unit_conv2d_train(*forward)
+    return (grad, x, t["weights"], t["gammas"], t["betas"], pre_norms, stats, *config, *names)
+
+
+def linear_arguments(name, case, t):
+    """Positional arguments of the linear operator ``name`` for tensors of ``draw``."""
+    rows = linear_rows(case.stack)
+    x, grad, weight = t["x"][0], t["grad"][0], t["weights"][0]
+    bias = t["biases"][0] if t["biases"] else None
+    match name:
+        case "stacked_linear":
+            return (x, weight, bias, rows, case.out_activation)
+        case "stacked_linear_grad_input":
+            return (grad, weight, rows)
+        case "stacked_linear_grad_weight":
+            return (grad, x, list(weight.shape), rows)
+    return (x, t["weights"], t["biases"], rows, case.activation, case.out_activation)
+
+
+def tensors_for(name, case, dtype=torch.float64):
+    return converted(draw(case, name, norms="train" in name), dtype)
+
+
+def arguments(name, case, t):
+    build = linear_arguments if isinstance(case, LinearCase) else conv_arguments
+    return build(name, case, t)
+
+
+LEVEL_CHECKS = (
+    ConvCase("2-4", 2),
+    ConvCase(("1-2", "3-1:k5"), layout="channels_last", grad_layout="channels_last", stride=2),
+    ConvCase("2-4", 2, bias=False, padding=0, out_activation="silu", layout="sliced"),
+    ConvCase("2-4", 2, size=(0, 6, 5)),
+)
+UNIT_CHECKS = (
+    ConvCase("2-4-2", 2),
+    ConvCase(("1-2-1", "3-1-2:k5"), layout="channels_last", stride=2, residual="relu"),
+    ConvCase("2-4-3", 2, bias=False, padding=0, out_activation="silu", residual="identity"),
+)
+LINEAR_CHECKS = (
+    LinearCase("2-4", 3),
+    LinearCase(("2-4", "3-1"), size=(2, 3), bias=False, out_activation="gelu"),
+)
+UNIT_LINEAR_CHECKS = (
+    LinearCase("2-4-2", 3),
+    LinearCase(("2-4-1", "3-1-2"), size=(2, 3), bias=False, out_activation="gelu"),
+)
+
+#: Every operator, the cases it is checked on, and the named cases of other tests that fit it.
+OPERATORS = {
+    "stacked_conv2d": (LEVEL_CHECKS, LEVEL_CONVS),
+    "stacked_conv2d_grad_input": (LEVEL_CHECKS, LEVEL_CONVS),
+    "stacked_conv2d_grad_weight": (LEVEL_CHECKS, LEVEL_CONVS),
+    "stacked_linear": (LINEAR_CHECKS, LEVEL_LINEARS),
+    "stacked_linear_grad_input": (LINEAR_CHECKS, LEVEL_LINEARS),
+    "stacked_linear_grad_weight": (LINEAR_CHECKS, LEVEL_LINEARS),
+    "stacked_unit_conv2d": (UNIT_CHECKS, UNIT_CONVS),
+    "stacked_unit_linear": (UNIT_LINEAR_CHECKS, UNIT_LINEARS),
+    "stacked_unit_conv2d_train": (UNIT_CHECKS, TRAIN_CONVS),
+    "stacked_unit_conv2d_train_backward": (UNIT_CHECKS, TRAIN_CONVS),
+}
+
+
+def flattened(result):
+    return list(torch.utils._pytree.tree_leaves(result))
+
+
+def test_every_operator_is_checked():
+    defined = {n.removeprefix("bunit_kernels::") for n in torch._C._dispatch_get_all_op_names()
+               if n.startswith("bunit_kernels::")}  # fmt: skip
+    assert defined - {"cpu_isa"} == set(OPERATORS)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires grad"])
+@pytest.mark.parametrize(
+    ("name", "case"), [(name, case) for name, (cases, _) in OPERATORS.items() for case in cases],
+    ids=str,
+)  # fmt: skip
+def test_opcheck(name, case, requires_grad):
+    if name.endswith("train_backward") and requires_grad:
+        pytest.skip("has no second derivative: test_training_has_no_second_derivative")
+    t = tensors_for(name, case)
+    args = arguments(name, case, t)
+    for tensor in flattened(args):
+        if isinstance(tensor, torch.Tensor) and requires_grad:
+            tensor.requires_grad_()
+    torch.library.opcheck(getattr(ops, name).default, args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_fake_kernels_tell_shapes_strides_and_dtypes(name, dtype):
+    """On all named cases; ``opcheck`` asks the same of few, and with symbolic sizes."""
+    for case in OPERATORS[name][1]:
+        args = arguments(name, case, tensors_for(name, case, dtype))
+        real = flattened(getattr(ops, name)(*args))
+        with FakeTensorMode() as mode:
+            fake_args = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, args)
+            fake = flattened(getattr(ops, name)(*fake_args))
+        for one, other in zip(real, fake, strict=True):
+            assert one.shape == other.shape, case
+            assert one.dtype == other.dtype, case
+            assert one.numel() == 0 or one.stride() == other.stride(), case
+
+
+# --- derivatives ---------------------------------------------------------------------------------
+
+
+def over_tensors(name, case, t):
+    """``name`` as a function of its tensors alone, and those tensors."""
+    args = arguments(name, case, t)
+    leaves, spec = torch.utils._pytree.tree_flatten(args)
+    at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+
+    def function(*tensors):
+        filled = list(leaves)
+        for i, tensor in zip(at, tensors, strict=True):
+            filled[i] = tensor
+        out = getattr(ops, name)(*torch.utils._pytree.tree_unflatten(filled, spec))
+        # Of the training operator, what it keeps for its backward pass has no gradient.
+        return out[0] if name.endswith("train") else out
+
+    return function, tuple(leaves[i].detach().requires_grad_() for i in at)
+
+
+SMALL_LEVELS = (
+    ConvCase("2-3", 2, size=(2, 4, 3), out_activation="identity"),
+    ConvCase("2-3", 2, size=(2, 4, 3), out_activation="gelu", dilation=2),
+    ConvCase(("1-2", "2-1:k5"), size=(2, 3, 4), out_activation="silu", stride=2, bias=False),
+    ConvCase("2-1", 2, size=(1, 5, 4), padding=0, out_activation="relu", layout="channels_last"),
+)
+SMALL_UNITS = (
+    ConvCase("2-3-1", 2, size=(2, 4, 3), activation="silu", out_activation="gelu"),
+    ConvCase(("1-2-1", "2-1-2:k5"), size=(2, 3, 4), stride=2, residual="relu", bias=False),
+    ConvCase("2-1-2-1", 1, size=(2, 5, 4), layout="channels_last", activation="hardswish"),
+)
+SMALL_LINEARS = (
+    LinearCase("2-3", 3, size=(3,), out_activation="gelu"),
+    LinearCase(("1-2", "2-1"), size=(2, 2), out_activation="relu6", bias=False),
+)
+SMALL_UNIT_LINEARS = (
+    LinearCase("2-3-2", 2, size=(3,), activation="silu", out_activation="identity"),
+    LinearCase(("1-2-1", "2-1-3"), size=(2, 2), activation="relu", bias=False),
+)
+DIFFERENTIABLE = {
+    **{name: SMALL_LEVELS for name in OPERATORS if name.startswith("stacked_conv2d")},
+    **{name: SMALL_LINEARS for name in OPERATORS if name.startswith("stacked_linear")},
+    "stacked_unit_conv2d": SMALL_UNITS,
+    "stacked_unit_conv2d_train": SMALL_UNITS,
+    "stacked_unit_linear": SMALL_UNIT_LINEARS,
+}
+TWICE = {name: cases for name, cases in DIFFERENTIABLE.items() if not name.endswith("train")}
+
+
+def pairs(table):
+    return pytest.mark.parametrize(
+        ("name", "case"), [(n, c) for n, cases in table.items() for c in cases], ids=str
+    )
+
+
+@pairs(DIFFERENTIABLE)
+def test_gradcheck(name, case):
+    function, tensors = over_tensors(name, case, tensors_for(name, case))
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=False)
+
+
+@pairs(TWICE)
+def test_gradgradcheck(name, case):
+    function, tensors = over_tensors(name, case, tensors_for(name, case))
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+def test_training_has_no_second_derivative():
+    layer = conv_layer("uniform", dtype=torch.float64)
+    x = image(layer).requires_grad_()
+    with backend("cpp"):
+        (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"no second derivative: use backend\('torch'\)"):
+            grad.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["reference", "torch"])
+def test_training_has_a_second_derivative_by_pytorchs_operators(name):
+    layer = conv_layer("no norm", dtype=torch.float64, norm="batch")
+    x = image(layer, size=(2, 2)).requires_grad_()
+    with backend(name):
+        assert torch.autograd.gradgradcheck(layer, x, fast_mode=True)
+
+
+# --- FLOPs ---------------------------------------------------------------------------------------
+
+
+def flops(run):
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("op", "case"),
+    [(conv2d, c) for c in LEVEL_CONVS] + [(unit_conv2d, c) for c in UNIT_CONVS]
+    + [(linear, c) for c in LEVEL_LINEARS] + [(unit_linear, c) for c in UNIT_LINEARS],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)  # fmt: skip
+def test_flops_are_those_of_pytorchs_operators(op, case):
+    counts = {}
+    for name in ("reference", "torch", "cpp"):
+        with backend(name), torch.no_grad():
+            counts[name] = flops(partial(op, case, draw(case)))
+    assert counts["cpp"] == counts["reference"] == counts["torch"]
+    assert counts["cpp"] > 0 or 0 in case.size
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", CONV_LAYERS)
+def test_flops_of_a_forward_and_backward_pass(name, training):
+    """The loop's, whose groups of one PyTorch counts right. Where activations are recomputed, in
+    the backward pass of whole units, that is on top."""
+    layer = conv_layer(name).train(training)
+    x = image(layer).requires_grad_()
+    counts, forward = {}, {}
+    for which in ("reference", "cpp"):
+        with backend(which):
+            counts[which] = flops(lambda: layer(x).sum().backward())
+            forward[which] = flops(lambda: layer(x))
+    assert forward["cpp"] == forward["reference"]
+    assert counts["reference"] == 3 * forward["reference"]
+    in_training = layer.norms is not None and layer.biases is None and training
+    recomputed = 0 if in_training else forward["cpp"]
+    assert counts["cpp"] == counts["reference"] + recomputed
+
+
+@pytest.mark.parametrize("name", LINEAR_LAYERS)
+def test_flops_of_linear_layers(name):
+    layer = linear_layer(name)
+    x = torch.randn(7, layer.in_features)
+    with backend("cpp"):
+        count = flops(lambda: layer(x))
+    per_row = sum(a * b for u in layer.units for a, b in zip(u.widths, u.widths[1:], strict=False))
+    assert count == 2 * 7 * per_row
+
+
+def test_flops_of_one_known_unit():
+    """2-4-2 of 3x3: 144 multiply-adds an output pixel, as counted in the docs."""
+    layer = conv_layer("uniform", num_units=1).eval()
+    for which in ("reference", "torch", "cpp"):
+        with backend(which), torch.no_grad():
+            assert flops(lambda: layer(torch.randn(3, 2, 8, 9))) == 2 * 144 * 3 * 8 * 9
+
+
+# --- layouts of what operators are given ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_take_tensors_of_any_strides(name, layout):
+    """Straight from ``torch.ops``, as a compiled graph calls them."""
+    for case in OPERATORS[name][0]:
+        t = tensors_for(name, case)
+        args = arguments(name, case, t)
+        moved = torch.utils._pytree.tree_map_only(
+            torch.Tensor, lambda tensor: laid_out(tensor, layout), args
+        )
+        for one, other in zip(
+            flattened(getattr(ops, name)(*args)), flattened(getattr(ops, name)(*moved)), strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
