@@ -117,8 +117,9 @@ def test_random_convolutions(op, index, every_backend, seed):
     case = random_conv(numbers, depth=1 if op is conv2d else None)
     if op is conv2d:
         case = replace(case, residual=None)
-    if op is unit_conv2d_train:  # few values a channel make a variance that may be near zero
+    if op is unit_conv2d_train:  # few different values a channel may be all but the same
         case = replace(case, size=(12, *case.size[1:]))
+        case = replace(case, layout="sliced") if case.layout == "expanded" else case
     check_against_reference(op, case, torch.float32, seed)
 
 

@@ -267,8 +267,8 @@ def test_flops_are_those_of_pytorchs_operators(op, case):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", CONV_LAYERS)
 def test_flops_of_a_forward_and_backward_pass(name, training):
-    """The loop's, whose groups of one PyTorch counts right. Where activations are recomputed, in
-    the backward pass of whole units, that is on top."""
+    """The loop's, whose convolutions of one group PyTorch counts right. What the gradient of a whole
+    unit recomputes is on top."""
     layer = conv_layer(name).train(training)
     x = image(layer).requires_grad_()
     counts, forward = {}, {}
@@ -278,8 +278,8 @@ def test_flops_of_a_forward_and_backward_pass(name, training):
             forward[which] = flops(lambda: layer(x))
     assert forward["cpp"] == forward["reference"]
     assert counts["reference"] == 3 * forward["reference"]
-    in_training = layer.norms is not None and layer.biases is None and training
-    recomputed = 0 if in_training else forward["cpp"]
+    whole_unit = layer.norms is None or not training
+    recomputed = forward["cpp"] if whole_unit else 0
     assert counts["cpp"] == counts["reference"] + recomputed
 
 

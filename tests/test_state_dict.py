@@ -226,7 +226,7 @@ def test_optimizer_state_round_trip():
     optimizer.step()
     other = copy.deepcopy(layer)
     resumed = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
-    resumed.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for one, its in ((layer, optimizer), (other, resumed)):
         its.zero_grad()
         run(one).square().mean().backward()
@@ -301,7 +301,7 @@ def test_the_authors_layout_converts():
     x = image(layer)
     for training in (True, False):
         expected = run_units(copy.deepcopy(units).train(training), x)
-        assert_near(layer.train(training)(x), expected, NEAR)
+        assert_near(copy.deepcopy(layer).train(training)(x), expected, NEAR)
 
 
 def unit(*modules):
