@@ -50,5 +50,6 @@ class Cpp:
             geometry.dilation, eps, activations.hidden, activations.out, activations.residual,
         )  # fmt: skip
         channels = [level.out_channels for level in geometry.layout.levels]
-        means, variances = stats[0].split(channels), stats[2].split(channels)
+        mean, _, var = stats.detach()
+        means, variances = mean.split(channels), var.split(channels)
         return out, list(map(BatchStats, means, variances))

@@ -15,10 +15,18 @@ FROM_OUTPUT = {
     "leaky_relu": lambda grad, y: aten.leaky_relu_backward(grad, y, 0.01, True),
 }
 
+
+def _silu_grad(grad, z):
+    if not torch.is_grad_enabled():
+        return aten.silu_backward(grad, z)
+    s = z.sigmoid()  # PyTorch's operator has no derivative of its own
+    return grad * s * (1 + z * (1 - s))
+
+
 #: Activations whose gradient needs their input.
 FROM_INPUT = {
     "gelu": lambda grad, z: aten.gelu_backward(grad, z),
-    "silu": lambda grad, z: aten.silu_backward(grad, z),
+    "silu": _silu_grad,
     "hardswish": lambda grad, z: aten.hardswish_backward(grad, z),
 }
 

@@ -43,7 +43,8 @@ def _(x, weights, gammas, betas, residual, units, stride, dilation, eps, *activa
 @torch.library.register_fake("bunit_kernels::stacked_unit_conv2d_train_backward")
 def _(grad, x, weights, gammas, betas, pre_norms, stats, units, *config):
     affine = stats.new_empty((2, stats.shape[1]))
-    return torch.empty_like(x), [torch.empty_like(w) for w in weights], affine
+    grad_weights = [w.new_empty(w.shape) for w in weights]
+    return empty_like_format(x, x.shape), grad_weights, affine
 
 
 def _save(ctx, inputs, output):
