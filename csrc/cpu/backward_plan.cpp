@@ -7,6 +7,7 @@
 namespace bunit {
 namespace {
 
+constexpr int64_t kStageBytes = 512 * 1024;  // planes of interleaved channels
 constexpr int64_t kCacheBytes = 64 * 1024;  // a segment's buffers: first and second level
 // Work is split alike whatever the number of threads, so that sums come out the same: into about
 // this many items, blocks of images first.
@@ -27,8 +28,15 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
   block_ = (x.n + blocks_ - 1) / std::max<int64_t>(1, blocks_);
   blocks_ = x.n == 0 ? 0 : (x.n + block_ - 1) / block_;
 
+  group_ = units_per_item(x, grad, count);
+  groups_ = (count + group_ - 1) / group_;
+  group_in_ = group_channels(stack, level, group_);
+  group_out_ = group_channels(stack, level + 1, group_);
+
   int64_t widest = 0;
   for (const Unit& unit : stack.units) {
+    reach_ = std::max(reach_, dilation * (unit.kernel - 1) / stride);
+    pad_ = std::max<int64_t>(pad_, unit.pad);
     const int64_t planes = unit.widths[level + 1] + 2 * unit.widths[level];
     widest = std::max(widest, planes * (grad.w + 2 * unit.pad));
   }
@@ -36,6 +44,7 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
   const int64_t parallel = (kItems + blocks_ * count - 1) / std::max<int64_t>(1, blocks_ * count);
   const int64_t worth = std::max<int64_t>(1, grad.h * grad.w / 256);
   segments_ = std::max((grad.h + in_cache - 1) / in_cache, std::min(parallel, worth));
+  segments_ = std::max(segments_, stage_bytes(1) / kStageBytes);
   segments_ = std::clamp<int64_t>(segments_, 1, grad.h);
   rows_ = (grad.h + segments_ - 1) / segments_;
 
@@ -50,7 +59,24 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
     out.weight = unit.weights[level];
     units_.push_back(out);
   }
-  if (weight) pack(stack, *weight, dilation);
+  if (!weight) return;
+  if (x.dtype == Scalar::float64) {
+    pack<double>(stack, *weight, dilation);
+  } else {
+    pack<float>(stack, *weight, dilation);
+  }
+}
+
+// What planes in place of interleaved channels take: gradient, pre-norm output, input and its
+// gradient, of which some may not be needed.
+int64_t BackwardPlan::stage_bytes(int64_t segments) const {
+  const int64_t rows = (grad_.h + segments - 1) / segments;
+  // The last segment may own input rows below those of its output rows.
+  const int64_t below = std::max<int64_t>(0, (x_.h - 1 + pad_) / stride_ + 1 - grad_.h);
+  const int64_t in_rows = std::min(x_.h, (rows + below + reach_ + 2) * stride_ + pad_);
+  const int64_t out_rows = std::min(grad_.h, rows + below + 2 * reach_);
+  const int64_t elements = 2 * group_in_ * in_rows * x_.w + 2 * group_out_ * out_rows * grad_.w;
+  return (elements + 4 * 64) * compute_size(x_.dtype);
 }
 
 void BackwardPlan::make_kind(const Unit& unit, int64_t dilation) {
@@ -63,6 +89,7 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation) {
   kind.pad = unit.pad;
   kind.reach = int(span / stride_);
   kind.phases = unit.kernel == 1 ? 1 : int(stride_);
+  kind.plain = unit.kernel == 3 && stride_ == 1 && dilation == 1;
   const int64_t in_columns = (x_.w - 1 + unit.pad) / stride_ + 1;  // of a phase, that are pixels
   const int64_t in_rows = (x_.h - 1 + unit.pad) / stride_ + 1;
   kind.row = std::max(grad_.w + kind.reach, in_columns);
@@ -99,10 +126,11 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation) {
 }
 
 // Each phase of input pixels is a convolution of the output's gradient with the taps that reach it.
+template <class T>
 void BackwardPlan::pack(const Stack& stack, const Tensor& weight, int64_t dilation) {
-  const Values values(weight);
-  packed_.resize(size_t(weight_size_ * compute_size(x_.dtype) + 7) / 8);
-  WeightPacker packer(packed_.data(), x_.dtype);
+  const Values<T> values(weight);
+  packed_.resize(size_t(weight_size_ * int64_t(sizeof(T)) + 7) / 8);
+  T* out = reinterpret_cast<T*>(packed_.data());
   std::vector<bool> made(kinds_.size());
   for (size_t u = 0; u < units_.size(); ++u) {
     const Unit& unit = stack.units[u];
@@ -110,11 +138,13 @@ void BackwardPlan::pack(const Stack& stack, const Tensor& weight, int64_t dilati
     const bool first = !made[size_t(unit.kind)];
     made[size_t(unit.kind)] = true;
     std::vector<int64_t> counts, offsets;
-    units_[u].weights = packer.here();
+    units_[u].weights = out;
     for (int64_t phase = 0; phase < stride_ * stride_; ++phase) {
       std::vector<int64_t> taps;  // output channel and tap, as an index into [c_out][k * k]
       const int64_t area = int64_t(unit.kernel) * unit.kernel;
-      for (int64_t i = 0; i < kind.c_out * area; ++i) {
+      for (int64_t turned = 0; turned < kind.c_out * area; ++turned) {
+        // Kernels are gone through from their end, so that offsets rise: a convolution like others.
+        const int64_t i = turned / area * area + (area - 1 - turned % area);
         const int64_t y = i % area / unit.kernel * dilation, x = i % unit.kernel * dilation;
         if (y % stride_ != phase / stride_ || x % stride_ != phase % stride_) continue;
         taps.push_back(i);
@@ -126,7 +156,7 @@ void BackwardPlan::pack(const Stack& stack, const Tensor& weight, int64_t dilati
         const int64_t c1 = std::min<int64_t>(c0 + kChannelBlock, kind.c_in);
         for (int64_t i : taps) {
           for (int64_t c = c0; c < c1; ++c) {
-            packer.put(values[unit.weights[level_] + (i / area * kind.c_in + c) * area + i % area]);
+            *out++ = values[unit.weights[level_] + (i / area * kind.c_in + c) * area + i % area];
           }
         }
       }
@@ -201,15 +231,13 @@ void BackwardPlan::run(const Image& x, const Image& grad, const Image& grad_x,
   }
 
   const auto backward = kernels().backward[compute_index(x.dtype)];
-  const int64_t bytes = scratch_bytes_;
-  const int64_t group = units_per_item(x, count);
-  const int64_t groups = (count + group - 1) / group;
+  const int64_t bytes = scratch_bytes_ + stage_bytes(segments_);
   const auto go = [&](const BackwardCall& ready) {
-    for_each_item(blocks_ * segments_ * groups, [&](int64_t item) {
-      const int64_t first = item % groups * group;
-      const int64_t outer = item / groups;
-      backward(ready, outer / segments_, outer % segments_, first, std::min(first + group, count),
-               scratch(bytes));
+    for_each_item(blocks_ * segments_ * groups_, [&](int64_t item) {
+      const int64_t first = item % groups_ * group_;
+      const int64_t outer = item / groups_;
+      backward(ready, outer / segments_, outer % segments_, first,
+               std::min(first + group_, count), scratch(bytes));
     });
   };
   if (x.dtype == Scalar::float64) {

@@ -37,12 +37,15 @@ class BackwardPlan {
 
  private:
   void make_kind(const Unit& unit, int64_t dilation);
+  template <class T>
   void pack(const Stack& stack, const Tensor& weight, int64_t dilation);
+  int64_t stage_bytes(int64_t segments) const;
 
   int level_;
   int64_t stride_, weight_size_, segments_ = 1, block_ = 1, blocks_ = 1, scratch_bytes_ = 0;
   Image x_, grad_;
   int64_t rows_ = 0;  // of the output, at most in a segment
+  int64_t group_ = 1, groups_ = 1, group_in_ = 0, group_out_ = 0, reach_ = 0, pad_ = 0;
   std::vector<BackwardKind> kinds_;
   std::vector<BackwardUnit> units_;
   std::deque<std::vector<int64_t>> offsets_;

@@ -17,27 +17,48 @@
 namespace bunit {
 namespace {
 
-// Mean, scale and shift of one level's norm and 1 / standard deviation, in the compute type.
-class LevelNorm {
+// Values of one level's channels in the compute type, some rows of them.
+class ChannelRows {
  public:
-  LevelNorm(const Values& gamma, const Values& beta, const std::vector<double>& means,
-            const std::vector<double>& inv_stds, Scalar dtype)
-      : count_(means.size()), size_(size_t(compute_size(dtype))), values_(4 * count_) {
-    WeightPacker packer(values_.data(), dtype);
-    for (double mean : means) packer.put(mean);
-    for (size_t c = 0; c < count_; ++c) packer.put(gamma[int64_t(c)] * inv_stds[c]);
-    for (size_t c = 0; c < count_; ++c) packer.put(beta[int64_t(c)]);
-    for (double inv_std : inv_stds) packer.put(inv_std);
+  ChannelRows(size_t rows, size_t channels, Scalar dtype)
+      : channels_(channels), wide_(dtype == Scalar::float64), values_(rows * channels) {}
+
+  void set(size_t row, size_t channel, double value) {
+    const size_t i = row * channels_ + channel;
+    if (wide_) {
+      values_[i] = value;
+    } else {
+      reinterpret_cast<float*>(values_.data())[i] = float(value);
+    }
   }
-  Norm norm() const { return {row(0), row(1), row(2)}; }
-  const void* inv_std() const { return row(3); }
+  const void* row(size_t i) const {
+    return reinterpret_cast<const char*>(values_.data()) + i * channels_ * (wide_ ? 8 : 4);
+  }
 
  private:
-  const void* row(size_t i) const {
-    return reinterpret_cast<const char*>(values_.data()) + i * count_ * size_;
+  size_t channels_;
+  bool wide_;
+  std::vector<double> values_;  // as storage
+};
+
+// Mean, scale and shift of one level's norm, and 1 / standard deviation.
+class LevelNorm {
+ public:
+  LevelNorm(const Values<double>& gamma, const Values<double>& beta,
+            const std::vector<double>& means, const std::vector<double>& inv_stds, Scalar dtype)
+      : rows_(4, means.size(), dtype) {
+    for (size_t c = 0; c < means.size(); ++c) {
+      rows_.set(0, c, means[c]);
+      rows_.set(1, c, gamma[int64_t(c)] * inv_stds[c]);
+      rows_.set(2, c, beta[int64_t(c)]);
+      rows_.set(3, c, inv_stds[c]);
+    }
   }
-  size_t count_, size_;
-  std::vector<double> values_;
+  Norm norm() const { return {rows_.row(0), rows_.row(1), rows_.row(2)}; }
+  const void* inv_std() const { return rows_.row(3); }
+
+ private:
+  ChannelRows rows_;
 };
 
 Tensor contiguous_like(const Tensor& t, bool channels_last) {
@@ -121,7 +142,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
       narrow(m.m2 / (m.count - 1), stats, 2 * total + first + c);
     }
     first += level.channels[1];
-    norms.emplace_back(Values(gammas[size_t(l)]), Values(betas[size_t(l)]), means, inv_stds,
+    norms.emplace_back(Values<double>(gammas[size_t(l)]), Values<double>(betas[size_t(l)]), means, inv_stds,
                        scalar_of(x));
   }
 
@@ -145,25 +166,12 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
   return {y, pre_norms, stats};
 }
 
-// Means of g and g * zhat over a channel's values, from their sums.
-class GradMeans {
- public:
-  GradMeans(const std::vector<double>& sums, double count, Scalar dtype)
-      : channels_(sums.size() / 2), size_(size_t(compute_size(dtype))), values_(sums.size()) {
-    WeightPacker packer(values_.data(), dtype);
-    for (size_t which = 0; which < 2; ++which) {
-      for (size_t c = 0; c < channels_; ++c) packer.put(sums[2 * c + which] / count);
-    }
-  }
-  const void* of_g() const { return values_.data(); }
-  const void* of_gz() const {
-    return reinterpret_cast<const char*>(values_.data()) + channels_ * size_;
-  }
-
- private:
-  size_t channels_, size_;
-  std::vector<double> values_;
-};
+// Means of g and of g * zhat over a channel's values, from their sums, two a channel.
+ChannelRows grad_means(const std::vector<double>& sums, double count, Scalar dtype) {
+  ChannelRows means(2, sums.size() / 2, dtype);
+  for (size_t i = 0; i < sums.size(); ++i) means.set(i % 2, i / 2, sums[i] / count);
+  return means;
+}
 
 std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Tensor& gradient, const Tensor& x, const std::vector<Tensor>& weights,
@@ -176,7 +184,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   const Scalar dtype = scalar_of(x);
   const bool channels_last = is_channels_last(pre_norms.back()) && !pre_norms.back().is_contiguous();
   const int64_t total = stats.size(1);
-  const Values stat_values(stats);
+  const Values<double> stat_values(stats);
   std::vector<LevelNorm> norms;
   std::vector<int64_t> firsts;
   int64_t first = 0;
@@ -186,7 +194,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
       means.push_back(stat_values[c]);
       inv_stds.push_back(stat_values[total + c]);
     }
-    norms.emplace_back(Values(gammas[size_t(l)]), Values(betas[size_t(l)]), means, inv_stds, dtype);
+    norms.emplace_back(Values<double>(gammas[size_t(l)]), Values<double>(betas[size_t(l)]), means, inv_stds, dtype);
     firsts.push_back(first);
     first += stack.channels[l + 1];
   }
@@ -214,14 +222,14 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
       narrow(sums[size_t(2 * c + 1)], grad_affine, firsts[i] + c);
       narrow(sums[size_t(2 * c)], grad_affine, total + firsts[i] + c);
     }
-    const GradMeans means(sums, double(z.n * z.h * z.w), dtype);
+    const ChannelRows means = grad_means(sums, double(z.n * z.h * z.w), dtype);
     BackwardNorms around{};
     around.z = z;
     around.out = norms[i].norm();
     around.out_activation = l == depth - 1 ? activation_of(out_activation) : Activation::identity;
     around.inv_std = norms[i].inv_std();
-    around.mean_g = means.of_g();
-    around.mean_gz = means.of_gz();
+    around.mean_g = means.row(0);
+    around.mean_gz = means.row(1);
     if (l > 0) {
       around.in = norms[i - 1].norm();
       around.in_activation = activation_of(activation);

@@ -37,18 +37,18 @@ class ForwardPlan {
  private:
   void make_kind(const Unit& unit, const Image& x);
   void set_step(Kind& kind);
-
-
+  template <class T>
+  void pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases);
+  int64_t stage_bytes(const Image& x, const Image& y, int64_t group, int64_t segments) const;
 
   const Stack& stack_;
   ConvOptions options_;
   Scalar dtype_;
-  int64_t out_h_ = 0, out_w_ = 0, scratch_bytes_ = 0;
+  int64_t out_h_ = 0, out_w_ = 0, scratch_bytes_ = 0, reach_ = 0;
   std::vector<Kind> kinds_;
   std::deque<std::vector<int64_t>> offsets_;
   std::vector<PackedUnit> units_;
   std::vector<double> packed_;  // as storage: floats or doubles
 };
-
 
 }  // namespace bunit

@@ -21,11 +21,31 @@ inline int64_t padded_plane(int64_t elements, int64_t lanes) {
   return (vectors + (vectors % 32 == 0 ? 1 : 0)) * lanes;
 }
 
-// Units that one item takes: where channels lie next to each other, those that share cache lines.
-inline int64_t units_per_item(const Image& x, int64_t units) {
-  if (x.stride_c != 1 || x.h * x.w <= 1 || x.c == 0) return 1;
-  const int64_t line = 64 / (x.dtype == Scalar::float64 ? 8 : x.dtype == Scalar::float32 ? 4 : 2);
-  return std::max<int64_t>(1, line * units / x.c);
+// Whether the channels of an image lie next to each other (mirrors is_interleaved of
+// kernels/stage.h).
+inline bool is_interleaved(const Image& image) {
+  return image.data && image.stride_c == 1 && image.c > 1 && image.h * image.w > 1;
+}
+
+// Units that one item takes: of interleaved images those that share a vector of channels.
+inline int64_t units_per_item(const Image& x, const Image& y, int64_t units) {
+  if (!is_interleaved(x) && !is_interleaved(y)) return 1;
+  const int64_t lanes = kernels().vector_bytes / compute_size(x.dtype);
+  const int64_t channels = std::max<int64_t>(1, std::min(x.c, y.c));
+  return std::clamp<int64_t>(lanes * units / channels, 1, units);
+}
+
+// The most channels that `group` neighbouring units, the first a multiple of `group`, have on side
+// `side` of the stack.
+inline int64_t group_channels(const Stack& stack, int side, int64_t group) {
+  int64_t most = 0;
+  const int64_t count = int64_t(stack.units.size());
+  for (int64_t first = 0; first < count; first += group) {
+    const Unit& last = stack.units[size_t(std::min(first + group, count) - 1)];
+    most = std::max(most, last.channels[side] + last.widths[side] -
+                              stack.units[size_t(first)].channels[side]);
+  }
+  return most;
 }
 
 // How many row segments an image is split into, so that there are `wanted` items or nearly: no more
@@ -57,31 +77,45 @@ inline int64_t packed_size(const Unit& unit, int level) {
   return int64_t(unit.widths[level]) * unit.widths[level + 1] * unit.kernel * unit.kernel;
 }
 
-// Values of a tensor, of any of the dtypes, as float or double.
+// Values of a tensor, of any of the dtypes, in the compute type T.
+template <class T>
 class Values {
  public:
   explicit Values(const Tensor& t)
-      : held_(t.is_contiguous() ? t : torch::stable::contiguous(t)),
-        data_(held_.const_data_ptr()),
-        dtype_(scalar_of(t)) {}
-
-  double operator[](int64_t i) const {
-    switch (dtype_) {
-      case Scalar::float32:
-        return static_cast<const float*>(data_)[i];
-      case Scalar::float64:
-        return static_cast<const double*>(data_)[i];
-      case Scalar::bfloat16:
-        return float(static_cast<const c10::BFloat16*>(data_)[i]);
-      default:
-        return float(static_cast<const c10::Half*>(data_)[i]);
+      : held_(t.is_contiguous() ? t : torch::stable::contiguous(t)), data_(nullptr) {
+    const Scalar dtype = scalar_of(t);
+    const void* data = held_.const_data_ptr();
+    if (dtype == (sizeof(T) == 8 ? Scalar::float64 : Scalar::float32)) {
+      data_ = static_cast<const T*>(data);
+      return;
     }
+    converted_.reserve(size_t(t.numel()));
+    for (int64_t i = 0; i < t.numel(); ++i) {
+      switch (dtype) {
+        case Scalar::float32:
+          converted_.push_back(T(static_cast<const float*>(data)[i]));
+          break;
+        case Scalar::float64:
+          converted_.push_back(T(static_cast<const double*>(data)[i]));
+          break;
+        case Scalar::bfloat16:
+          converted_.push_back(T(float(static_cast<const c10::BFloat16*>(data)[i])));
+          break;
+        default:
+          converted_.push_back(T(float(static_cast<const c10::Half*>(data)[i])));
+      }
+    }
+    data_ = converted_.data();
   }
+  Values(const Values&) = delete;
+  Values& operator=(const Values&) = delete;
+
+  const T& operator[](int64_t i) const { return data_[i]; }
 
  private:
   Tensor held_;
-  const void* data_;
-  Scalar dtype_;
+  std::vector<T> converted_;
+  const T* data_;
 };
 
 // Writes one value to a contiguous tensor, rounded to nearest.
@@ -102,48 +136,20 @@ inline void narrow(double value, Tensor& out, int64_t i) {
   }
 }
 
-// Writes values one after the other in the compute type.
-class WeightPacker {
- public:
-  WeightPacker(void* memory, Scalar dtype) : next_(memory), wide_(dtype == Scalar::float64) {}
-
-  // One unit's block of a level's weight, as [blocks of output channels][taps][block].
-  const void* weights(const Values& weight, const Unit& unit, int level) {
-    const void* begin = next_;
-    const int64_t taps = int64_t(unit.widths[level]) * unit.kernel * unit.kernel;
-    for (int64_t c0 = 0; c0 < unit.widths[level + 1]; c0 += kChannelBlock) {
-      const int64_t c1 = std::min<int64_t>(c0 + kChannelBlock, unit.widths[level + 1]);
-      for (int64_t t = 0; t < taps; ++t) {
-        for (int64_t c = c0; c < c1; ++c) put(weight[unit.weights[level] + c * taps + t]);
-      }
-    }
-    return begin;
-  }
-
-  const void* values(const Values& values, int64_t first, int64_t count) {
-    const void* begin = next_;
-    for (int64_t i = 0; i < count; ++i) put(values[first + i]);
-    return begin;
-  }
-
-  void put(double value) {
-    if (wide_) {
-      double* at = static_cast<double*>(next_);
-      *at = value;
-      next_ = at + 1;
-    } else {
-      float* at = static_cast<float*>(next_);
-      *at = float(value);
-      next_ = at + 1;
+// Copies one unit's block of a level's weight as [blocks of output channels][taps][block]; returns
+// what follows it.
+template <class T>
+T* pack_weights(const Values<T>& weight, const Unit& unit, int level, T* out) {
+  const int64_t taps = int64_t(unit.widths[level]) * unit.kernel * unit.kernel;
+  const T* block = &weight[unit.weights[level]];
+  for (int64_t c0 = 0; c0 < unit.widths[level + 1]; c0 += kChannelBlock) {
+    const int64_t c1 = std::min<int64_t>(c0 + kChannelBlock, unit.widths[level + 1]);
+    for (int64_t t = 0; t < taps; ++t) {
+      for (int64_t c = c0; c < c1; ++c) *out++ = block[c * taps + t];
     }
   }
-
-  const void* here() const { return next_; }
-
- private:
-  void* next_;
-  bool wide_;
-};
+  return out;
+}
 
 // Parts [n * segments][channels] merged in their order, so that the result does not depend on the
 // number of threads (Chan, Golub and LeVeque's update of mean and squared distances).

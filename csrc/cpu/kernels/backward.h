@@ -2,7 +2,7 @@
 #pragma once
 
 #include "conv_core.h"
-#include "planes.h"
+#include "stage.h"
 
 namespace bunit::BUNIT_ISA {
 
@@ -122,8 +122,13 @@ struct LevelBackward {
         // Columns of this phase that are pixels: column j is x = j * stride + px - pad.
         const int64_t first = at_least(ceil_div(kind.pad - px, call.stride), 0);
         const int64_t last = ceil_div(call.x.w + kind.pad - px, call.stride);
-        conv_flat<T>(grads, offsets, taps, weights, nullptr, kind.c_in, Activation::identity, outs,
-                     kind.out_plane, (q1 - q0 - 1) * kind.row + at_least(last, 1));
+        if (takes_rows<T>(kind.plain, kind.c_in, last)) {
+          conv_rows<T>(grads, kind.row, kind.grad_plane, kind.c_out, weights, nullptr, kind.c_in,
+                       Activation::identity, false, outs, kind.out_plane, kind.row, q1 - q0, last);
+        } else {
+          conv_flat<T>(grads, offsets, taps, weights, nullptr, kind.c_in, Activation::identity,
+                       outs, kind.out_plane, (q1 - q0 - 1) * kind.row + at_least(last, 1));
+        }
         for (int c = 0; c < kind.c_in; ++c) {
           for (int64_t q = q0; q < q1; ++q) {
             const int64_t y = q * call.stride + py - kind.pad;
@@ -176,27 +181,105 @@ struct LevelBackward {
   }
 };
 
+// The images of a call, for one image n and units [first, last), with planes in place of those whose
+// channels are interleaved.
+template <class T>
+struct StagedBackward {
+  const BackwardCall& given;
+  BackwardCall call;
+  Region out, in;
+  T* grad_x;
+
+  // Output rows [y0, end) with a halo, and the input rows that go with them.
+  StagedBackward(const BackwardCall& given, int64_t first, int64_t last, int64_t y0, int64_t y1,
+                 int64_t q1)
+      : given(given), call(given), grad_x(nullptr) {
+    const BackwardUnit &begin = given.units[first], &end = given.units[last - 1];
+    int64_t reach = 0, pad = 0;
+    for (int64_t u = first; u < last; ++u) {
+      reach = at_least(reach, given.units[u].kind->reach);
+      pad = at_least(pad, given.units[u].kind->pad);
+    }
+    out = {begin.out_channel, end.out_channel + end.kind->c_out,
+           at_most(at_least(y0 - reach, 0), given.grad.h),
+           at_most(at_least(y1, q1) + reach, given.grad.h)};
+    const int64_t below = at_least(y1 + reach, q1) * given.stride + given.stride;
+    in = {begin.in_channel, end.in_channel + end.kind->c_in,
+          at_most(at_least(y0 * given.stride - pad, 0), given.x.h), at_most(below, given.x.h)};
+  }
+
+  // Takes what it needs of `memory` and returns the rest.
+  T* load(int64_t n, T* memory) {
+    if (is_interleaved(given.grad)) {
+      call.grad = stage_in(given.grad, n, out, memory);
+      memory += out.size(given.grad);
+    }
+    if (given.out_norm.mean && is_interleaved(given.z)) {
+      call.z = stage_in(given.z, n, out, memory);
+      memory += out.size(given.z);
+    }
+    const bool reads_x = given.grad_weight || given.in_norm.mean;
+    if (reads_x && is_interleaved(given.x)) {
+      call.x = stage_in(given.x, n, in, memory);
+      memory += in.size(given.x);
+    }
+    if (is_interleaved(given.grad_x)) {
+      call.grad_x = planes_of(given.grad_x, in, memory);
+      grad_x = memory;
+      memory += in.size(given.grad_x);
+    }
+    return memory;
+  }
+
+  // Rows of the input's gradient that belong to this segment: which, depends on the padding.
+  template <class F>
+  void store_grad_x(int64_t n, int64_t first, int64_t last, int64_t y0, F end_of) const {
+    const int64_t plane = in.plane(given.x);
+    for (int64_t u = first, next; u < last; u = next) {
+      const BackwardKind& kind = *given.units[u].kind;
+      next = u + 1;
+      while (next < last && given.units[next].kind->pad == kind.pad) ++next;
+      const BackwardUnit& end = given.units[next - 1];
+      const int64_t top = at_most(at_least(y0 * given.stride - kind.pad, 0), given.x.h);
+      const int64_t bottom = at_most(end_of(kind) * given.stride - kind.pad, given.x.h);
+      if (bottom <= top) continue;
+      const Region own{given.units[u].in_channel, end.in_channel + end.kind->c_in, top, bottom};
+      stage_out(given.grad_x, n, own, grad_x + (own.c0 - in.c0) * plane + (top - in.y0) * given.x.w,
+                plane);
+    }
+  }
+};
+
 // Images of one block, one segment, units [first, last).
 template <class T>
-void backward_item(const BackwardCall& call, int64_t block, int64_t segment, int64_t first,
+void backward_item(const BackwardCall& given, int64_t block, int64_t segment, int64_t first,
                    int64_t last, void* scratch) {
-  const int64_t y0 = call.grad.h * segment / call.segments;
-  const int64_t y1 = call.grad.h * (segment + 1) / call.segments;
-  const int64_t part = block * call.segments + segment;
-  T* grad_weight = call.grad_weight ? static_cast<T*>(call.grad_weight) + part * call.weight_size
-                                    : nullptr;
-  T* grad_bias = call.grad_bias ? static_cast<T*>(call.grad_bias) + part * call.grad.c : nullptr;
-  double* in_sums = call.in_sums ? call.in_sums + part * call.x.c * 2 : nullptr;
-  const int64_t n1 = at_most((block + 1) * call.block, call.x.n);
-  for (int64_t u = first; u < last; ++u) {
-    const BackwardUnit& unit = call.units[u];
-    LevelBackward<T> level(call, unit, static_cast<T*>(scratch));
-    // Input rows below the last output row's own belong to the last segment.
-    const int64_t rows = (call.x.h - 1 + unit.kind->pad) / call.stride + 1;
-    const int64_t q1 = segment + 1 == call.segments ? rows : at_most(y1, rows);
-    for (int64_t n = block * call.block; n < n1; ++n) {
-      level.run(n, y0, y1, q1, grad_weight, grad_bias, in_sums);
+  const int64_t y0 = given.grad.h * segment / given.segments;
+  const int64_t y1 = given.grad.h * (segment + 1) / given.segments;
+  const int64_t part = block * given.segments + segment;
+  T* grad_weight = given.grad_weight
+                       ? static_cast<T*>(given.grad_weight) + part * given.weight_size
+                       : nullptr;
+  T* grad_bias =
+      given.grad_bias ? static_cast<T*>(given.grad_bias) + part * given.grad.c : nullptr;
+  double* in_sums = given.in_sums ? given.in_sums + part * given.x.c * 2 : nullptr;
+  // Input rows below the last output row's own belong to the last segment.
+  const auto end_of = [&](const BackwardKind& kind) {
+    const int64_t rows = (given.x.h - 1 + kind.pad) / given.stride + 1;
+    return segment + 1 == given.segments ? rows : at_most(y1, rows);
+  };
+  int64_t end = y1;
+  for (int64_t u = first; u < last; ++u) end = at_least(end, end_of(*given.units[u].kind));
+
+  const int64_t n1 = at_most((block + 1) * given.block, given.x.n);
+  for (int64_t n = block * given.block; n < n1; ++n) {
+    StagedBackward<T> staged(given, first, last, y0, y1, end);
+    T* memory = staged.load(n, static_cast<T*>(scratch));
+    for (int64_t u = first; u < last; ++u) {
+      LevelBackward<T>(staged.call, given.units[u], memory)
+          .run(n, y0, y1, end_of(*given.units[u].kind), grad_weight, grad_bias, in_sums);
     }
+    if (staged.grad_x) staged.store_grad_x(n, first, last, y0, end_of);
   }
 }
 

@@ -286,9 +286,10 @@ BUNIT_INLINE void weight_grad_block(const T* grad, int64_t grad_plane, const T* 
   const T* sources[Taps];
 #pragma GCC unroll 16
   for (int t = 0; t < Taps; ++t) sources[t] = in + offsets[t];
-  for (int64_t p = 0; p < flat; p += kLanes<T>) {
+  const auto add = [&](int64_t p, Mask<T> within) BUNIT_ALWAYS {
     Mask<T> valid;
     memcpy(&valid, mask + p, sizeof(valid));
+    valid &= within;
     Vec<T> g[Channels];
 #pragma GCC unroll 16
     for (int c = 0; c < Channels; ++c) g[c] = keep<T>(load(grad + c * grad_plane + p), valid);
@@ -298,7 +299,10 @@ BUNIT_INLINE void weight_grad_block(const T* grad, int64_t grad_plane, const T* 
 #pragma GCC unroll 16
       for (int c = 0; c < Channels; ++c) acc[c][t] += g[c] * x;
     }
-  }
+  };
+  int64_t p = 0;
+  for (; p + kLanes<T> <= flat; p += kLanes<T>) add(p, ~Mask<T>{});
+  if (p < flat) add(p, first_lanes<T>(flat - p));  // `mask` goes on with rows that are not ours
   for (int c = 0; c < Channels; ++c) {
     for (int t = 0; t < Taps; ++t) out[c * out_stride + t] += sum<T>(acc[c][t]);
   }

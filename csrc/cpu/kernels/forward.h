@@ -6,7 +6,7 @@
 #pragma once
 
 #include "conv_core.h"
-#include "planes.h"
+#include "stage.h"
 
 namespace bunit::BUNIT_ISA {
 
@@ -217,12 +217,48 @@ struct UnitForward {
   }
 };
 
+// Input rows from which a unit makes output rows [y0, y1).
+BUNIT_INLINE Window input_rows(const ForwardCall& call, const Kind& kind, int64_t y0, int64_t y1) {
+  for (int l = call.depth - 1; l > 0; --l) {
+    const Level& level = kind.levels[l];
+    y0 = at_least(y0 - level.pad, 0);
+    y1 = at_least(at_most(y1 + level.reach - level.pad, kind.levels[l - 1].out_h), y0);
+  }
+  const Level& level = kind.levels[0];
+  return {at_most(at_least(y0 * call.stride - level.pad, 0), call.x.h),
+          at_most(at_least((y1 + level.reach) * call.stride - level.pad, 0), call.x.h)};
+}
+
 // Units [first, last) of image n, output rows of one segment.
 template <class T>
-void forward_item(const ForwardCall& call, int64_t n, int64_t first, int64_t last, int64_t segment,
-                  void* scratch) {
+void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t last,
+                  int64_t segment, void* scratch) {
+  ForwardCall call = given;
+  T* memory = static_cast<T*>(scratch);
   const int64_t y0 = call.y.h * segment / call.segments;
   const int64_t y1 = call.y.h * (segment + 1) / call.segments;
+  const PackedUnit &begin = call.units[first], &end = call.units[last - 1];
+
+  if (is_interleaved(given.x)) {
+    Window rows{call.x.h, 0};
+    for (int64_t u = first; u < last; ++u) {
+      const Window own = input_rows(call, *call.units[u].kind, y0, y1);
+      rows = {at_most(rows.begin, own.begin), at_least(rows.end, own.end)};
+    }
+    const Region region{begin.in_channel, end.in_channel + end.kind->levels[0].c_in, rows.begin,
+                        at_least(rows.end, rows.begin)};
+    call.x = stage_in(given.x, n, region, memory);
+    memory += region.size(given.x);
+  }
+  const Region out{begin.out_channel, end.out_channel + end.kind->levels[call.depth - 1].c_out, y0,
+                   y1};
+  T* staged = memory;
+  if (is_interleaved(given.y)) {
+    call.y = planes_of(given.y, out, staged);
+    call.around = false;
+    memory += out.size(given.y);
+  }
+
   for (int64_t u = first; u < last; ++u) {
     const PackedUnit& unit = call.units[u];
     Moments* moments = nullptr;
@@ -230,8 +266,9 @@ void forward_item(const ForwardCall& call, int64_t n, int64_t first, int64_t las
       moments = call.moments + (n * call.segments + segment) * call.y.c + unit.out_channel;
       for (int c = 0; c < unit.kind->levels[call.depth - 1].c_out; ++c) moments[c] = {};
     }
-    UnitForward<T>(call, unit, n, static_cast<T*>(scratch)).run(y0, y1, moments);
+    UnitForward<T>(call, unit, n, memory).run(y0, y1, moments);
   }
+  if (is_interleaved(given.y)) stage_out(given.y, n, out, staged, out.plane(given.y));
 }
 
 }  // namespace bunit::BUNIT_ISA

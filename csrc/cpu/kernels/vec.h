@@ -10,7 +10,8 @@
 
 #include "calls.h"
 
-#define BUNIT_INLINE inline __attribute__((always_inline))
+#define BUNIT_ALWAYS __attribute__((always_inline))
+#define BUNIT_INLINE inline BUNIT_ALWAYS
 
 namespace bunit::BUNIT_ISA {
 
