@@ -1,0 +1,134 @@
+"""Options, the session that measures each group once, and the tables at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+import torch
+from groups import all_variants, group_table, run_group
+from harness import quiet_warnings
+from mapped import MappedProcess
+from rates import commit, machine, measure_rates
+from workloads import WORKLOADS
+
+QUICK = os.environ.get("BUNIT_BENCH_QUICK", "") not in ("", "0")
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("bunit_kernels benchmarks")
+    group.addoption(
+        "--budget", type=float, default=0.02 if QUICK else 2.0, metavar="SECONDS",
+        help="rounds of one group go on for about so long (default: %(default)s)",
+    )  # fmt: skip
+    group.addoption("--full", action="store_true", help="torch.compile with max-autotune, too")
+    group.addoption("--results", metavar="FILE", help="write all results there, as JSON")
+    group.addoption("--device", default="cpu", help="where to run (default: %(default)s)")
+
+
+def pytest_configure(config):
+    config.stash[SESSION] = Session(config)
+
+
+def pytest_generate_tests(metafunc):
+    if "variant" in metafunc.fixturenames:
+        full = metafunc.config.getoption("--full")
+        effort = "quick" if QUICK else "full" if full else "default"
+        triples = all_variants(effort)
+        ids = ["-".join((w, d, v.replace(" ", "_"))) for w, d, v in triples]
+        # Not parametrised fixtures: pytest would be free to reorder the groups.
+        metafunc.parametrize(("workload", "direction", "variant"), triples, ids=ids)
+
+
+def pytest_collection_finish(session):
+    """Which variants were selected: those of a group are measured together."""
+    selected = session.config.stash[SESSION].selected
+    for item in session.items:
+        params = getattr(item, "callspec", None) and item.callspec.params
+        if params and "variant" in params:
+            key = params["workload"], params["direction"]
+            selected.setdefault(key, []).append(params["variant"])
+
+
+class Session:
+    """Measures groups as their first test asks for them, and keeps what came out."""
+
+    def __init__(self, config):
+        self.config = config
+        self.selected: dict[tuple[str, str], list[str]] = {}
+        self.groups: dict = {}
+        self.child = MappedProcess()
+        self._rates: dict | None = None
+
+    @property
+    def rates(self) -> dict:
+        if self._rates is None:
+            self._rates = measure_rates(QUICK)
+        return self._rates
+
+    def group(self, name: str, direction: str):
+        key = name, direction
+        if key not in self.groups:
+            _ = self.rates
+            workload = next(w for w in WORKLOADS if w.name == name)
+            self.groups[key] = run_group(
+                workload.small() if QUICK else workload,
+                direction,
+                self.selected[key],
+                self.config.getoption("--budget"),
+                2 if QUICK else 3,
+                self.child,
+                self.config.getoption("--device"),
+            )
+        return self.groups[key]
+
+    def results(self) -> dict:
+        return {
+            "machine": machine(),
+            "rates": self.rates,
+            "commit": commit(),
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "quick": QUICK,
+            "groups": [group.as_dict(self.rates) for group in self.groups.values()],
+        }
+
+
+SESSION = pytest.StashKey[Session]()
+
+
+@pytest.fixture(scope="session")
+def measured(request):
+    """``measured(workload, direction)``: the group, measured at the first call."""
+    quiet_warnings()
+    threads = torch.get_num_threads()
+    if QUICK:  # nothing is large enough for more, and CI machines share their cores
+        torch.set_num_threads(1)
+    session = request.config.stash[SESSION]
+    yield session.group
+    session.child.close()
+    torch.set_num_threads(threads)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    session = config.stash[SESSION]
+    if not session.groups:
+        return
+    found = session.results()
+    rates, computer = found["rates"], found["machine"]
+    terminalreporter.section("groups")
+    terminalreporter.write_line(
+        f"{computer['cpu']}, {computer['threads']} threads, {computer['isa']}, torch "
+        f"{computer['torch']}: {rates['flops'] / 1e9:.0f} GFLOP/s ({rates['flops_by']}), copy "
+        f"{rates['bytes'] / 1e9:.1f} GB/s"
+    )
+    for group in found["groups"]:
+        terminalreporter.write_line("")
+        for line in group_table(group, rates):
+            terminalreporter.write_line(line)
+    path = config.getoption("--results")
+    if path:
+        Path(path).write_text(json.dumps(found, indent=1) + "\n")
+        terminalreporter.write_line(f"\nresults: {path}")

@@ -1,0 +1,120 @@
+"""One group: a workload in one direction, measured once for all its variants, and its table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+import torch
+from harness import Samples, build, measure
+from mapped import MappedProcess
+from peers import PEERS, peers_for
+from workloads import DIRECTIONS, WORKLOADS, Case, Workload, make_case
+
+#: Share of the budget that a direction's rounds may take; ``mapped`` comes on top of ``eval``.
+SHARES = {"eval": 1.0, "mapped": 0.7, "level": 0.6, "level_grad": 0.6, "train": 0.8}
+
+
+@dataclass
+class Group:
+    """What was found out about one workload in one direction."""
+
+    case_of: Workload
+    direction: str
+    flops: int = 0
+    bytes: int = 0
+    samples: dict[str, Samples] = field(default_factory=dict)
+    mapped: dict[str, dict] = field(default_factory=dict)
+    mapped_error: str | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def floor(self, rates: dict) -> float:
+        """Seconds that the work takes at least, at the machine's rates."""
+        return max(self.flops / rates["flops"], self.bytes / rates["bytes"])
+
+    def as_dict(self, rates: dict) -> dict:
+        """For a results file."""
+        names = [*self.samples, *self.skipped, *self.failed]
+        return {
+            "workload": asdict(self.case_of),
+            "description": self.case_of.describe(),
+            "direction": self.direction,
+            "flops": self.flops,
+            "bytes": self.bytes,
+            "floor": self.floor(rates),
+            "families": {name: PEERS[name].family for name in names},
+            "fresh": {name: s.summary() for name, s in self.samples.items()},
+            "mapped": self.mapped,
+            "mapped_error": self.mapped_error,
+            "skipped": self.skipped,
+            "failed": self.failed,
+        }
+
+
+def all_variants(effort: str) -> list[tuple[str, str, str]]:
+    """(workload, direction, variant), every group's together."""
+    return [
+        (workload.name, direction, name)
+        for workload in WORKLOADS
+        for direction in DIRECTIONS
+        for name in peers_for(workload, direction, effort)
+    ]
+
+
+def run_group(
+    workload: Workload, direction: str, names: list[str], budget: float, min_rounds: int,
+    child: MappedProcess, device: str = "cpu",
+) -> Group:  # fmt: skip
+    """Builds, checks and times the variants ``names``; then, for eval, the mapped times."""
+    case: Case = make_case(workload, direction, device)
+    group = Group(workload, direction, case.flops(), case.bytes())
+    built = build(case, names)
+    group.skipped, group.failed = built.skipped, built.failed
+    group.samples = measure(built.variants, budget * SHARES[direction], min_rounds, device)
+    names = list(built.variants)
+    del case, built
+    if direction == "eval" and device == "cpu" and names:
+        answer = child.measure(
+            workload=asdict(workload), direction=direction, names=names, min_rounds=min_rounds,
+            budget=budget * SHARES["mapped"], threads=torch.get_num_threads(),
+        )  # fmt: skip
+        group.mapped, group.mapped_error = answer.get("summaries", {}), answer.get("error")
+    return group
+
+
+def group_table(group: dict, rates: dict) -> list[str]:
+    """A group of a results file as lines of text: one variant a line, the fastest first."""
+    fresh, mapped = group["fresh"], group["mapped"]
+    lines = [
+        f"{group['description']}: {group['direction']}   ({group['flops'] / 1e9:.3g} GFLOP, "
+        f"{group['bytes'] / 1e6:.3g} MB, floor {group['floor'] * 1e3:.3g} ms)"
+    ]
+    ours = our_variant(group)
+    head = f"  {'':34}{'ms':>10}{'quartiles':>19}{'x ours':>8}{'GFLOP/s':>9}{'floor':>7}"
+    lines.append(head + (f"{'mapped ms':>12}{'x ours':>8}{'floor':>7}" if mapped else ""))
+    for name in sorted(fresh, key=lambda name: fresh[name]["median"]):
+        lines.append(_row(name, fresh, mapped, ours, group))
+    for what in ("skipped", "failed"):
+        lines += [f"  {name:34}{what}: {reason}" for name, reason in group[what].items()]
+    if group["mapped_error"]:
+        lines.append(f"  no mapped times: {group['mapped_error']}")
+    return lines
+
+
+def our_variant(group: dict) -> str | None:
+    """The variant of ours that others are compared with."""
+    return next((name for name in ("cpp", "auto") if name in group["fresh"]), None)
+
+
+def _row(name: str, fresh: dict, mapped: dict, ours: str | None, group: dict) -> str:
+    s = fresh[name]
+    quartiles = f"{s['q1'] * 1e3:.3g} - {s['q3'] * 1e3:.3g}"
+    ratio = f"{s['median'] / fresh[ours]['median']:.2f}" if ours else ""
+    gflops = group["flops"] / s["median"] / 1e9
+    share = f"{group['floor'] / s['median']:.0%}"
+    line = f"  {name:34}{s['median'] * 1e3:>10.4g}{quartiles:>19}{ratio:>8}{gflops:>9.1f}{share:>7}"
+    if name in mapped:
+        m = mapped[name]["median"]
+        ratio = f"{m / mapped[ours]['median']:.2f}" if ours in mapped else ""
+        line += f"{m * 1e3:>12.4g}{ratio:>8}{group['floor'] / m:>7.0%}"
+    return line

@@ -1,0 +1,181 @@
+"""Times the variants of one case against each other.
+
+**Interleaved.** All variants of a group run in one process in rounds A B C A B C ..., so that what
+changes while they run (clock, neighbours) hits all alike; medians and quartiles of the rounds are
+kept. A variant that takes more than :data:`HOPELESS` times the best gets two rounds.
+
+**Fresh and mapped.** glibc gives large freed blocks back to the system, so that each large output
+is made of pages that the system must first map and clear: page faults, which can cost more than the
+arithmetic. That is what users see (*fresh*). The same code in a child process where glibc keeps
+freed blocks (``mallopt``: M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1) shows the kernels alone (*mapped*).
+Page faults a call are counted beside the times, so that both can be told to be what they are
+called.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import statistics
+import time
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+from peers import PEERS, Unsupported, Variant, check, results
+from workloads import Case
+
+from bunit_kernels.backends import BackendUnavailable
+
+#: Times the best variant, from which on two rounds are enough.
+HOPELESS = 20
+
+#: A sample repeats calls until it is this long, so that the clock does not matter.
+SAMPLE_SECONDS = 1e-3
+
+MAX_ROUNDS = 200
+
+
+@dataclass
+class Samples:
+    """Seconds a call, one value a round, and page faults a call likewise."""
+
+    seconds: list[float] = field(default_factory=list)
+    faults: list[float] = field(default_factory=list)
+    iterations: int = 1
+
+    def summary(self) -> dict:
+        seconds = self.seconds
+        q1, median, q3 = (
+            statistics.quantiles(seconds, n=4, method="inclusive")
+            if len(seconds) > 1
+            else seconds * 3
+        )
+        return {
+            "median": median,
+            "q1": q1,
+            "q3": q3,
+            "min": min(seconds),
+            "rounds": len(seconds),
+            "iterations": self.iterations,
+            "faults": statistics.median(self.faults),
+        }
+
+
+@dataclass
+class Built:
+    """The variants of a case that can run, why the others cannot, and which gave wrong results."""
+
+    variants: dict[str, Variant] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def build(case: Case, names: list[str], checked: bool = True) -> Built:
+    """Makes the variants and runs each once: compilation happens here, and with ``checked`` the
+    comparison with the loop."""
+    torch._dynamo.reset()
+    built = Built()
+    expected = results(PEERS["loop"].build(case)) if checked else ()
+    for name in names:
+        try:
+            made = PEERS[name].build(case)
+            if checked:
+                check(name, made, expected)
+            else:
+                results(made)
+        except (Unsupported, BackendUnavailable, NotImplementedError) as error:
+            built.skipped[name] = _first_line(error)
+        except AssertionError as error:
+            built.failed[name] = str(error)
+        except Exception as error:
+            if not name.startswith("compile"):
+                built.failed[name] = f"{type(error).__name__}: {_first_line(error)}"
+            else:  # no compiler, or one that cannot compile this
+                built.skipped[name] = f"{type(error).__name__}: {_first_line(error)}"
+        else:
+            built.variants[name] = made
+    return built
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def measure(
+    variants: dict[str, Variant], budget: float, min_rounds: int = 3, device: str = "cpu"
+) -> dict[str, Samples]:
+    """Interleaved rounds until ``budget`` seconds are spent, but ``min_rounds`` at least."""
+    samples = {name: Samples() for name in variants}
+    if not variants:
+        return samples
+    start = time.perf_counter()
+    first = {name: _sample(made, 1, device)[0] for name, made in variants.items()}
+    best = min(first.values())
+    if time.perf_counter() - start < budget / 4:  # the first call after another's is a cold one
+        first = {name: min(t, _sample(variants[name], 1, device)[0]) for name, t in first.items()}
+        best = min(first.values())
+    for name, seconds in first.items():
+        samples[name].iterations = max(1, min(100, int(SAMPLE_SECONDS / seconds)))
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for done in range(MAX_ROUNDS):
+            if done >= min_rounds and time.perf_counter() - start > budget:
+                break
+            for name, made in variants.items():
+                if done >= 2 and first[name] > HOPELESS * best:
+                    continue
+                seconds, faults = _sample(made, samples[name].iterations, device)
+                samples[name].seconds.append(seconds)
+                samples[name].faults.append(faults)
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def _sample(made: Variant, iterations: int, device: str) -> tuple[float, float]:
+    """Seconds and page faults a call."""
+    run = made.run
+    with made.mode():
+        _synchronise(device)
+        faults = _page_faults()
+        start = time.perf_counter()
+        for _ in range(iterations):
+            run()
+        _synchronise(device)
+        seconds = time.perf_counter() - start
+        faults = _page_faults() - faults
+    return seconds / iterations, faults / iterations
+
+
+def _synchronise(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def keep_memory_mapped() -> bool:
+    """Makes glibc keep all freed memory in this process; ``False`` where there is no glibc.
+
+    M_MMAP_MAX=0 and not a large M_MMAP_THRESHOLD, because glibc refuses thresholds above 32 MiB.
+    """
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((m_mmap_max, 0), (m_trim_threshold, -1), (m_arena_max, 1))
+    return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def quiet_warnings() -> None:
+    """Peers do what PyTorch warns of (vmap's slow paths, compiled modules in inference mode)."""
+    warnings.filterwarnings("ignore", module="torch")
