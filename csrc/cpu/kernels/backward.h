@@ -100,14 +100,16 @@ struct LevelBackward {
   }
 
   void add_bias(int64_t rows, const T* planes, T* grad_bias) const {
+    const bool dense = kind.row == call.grad.w;
+    const int64_t width = dense ? rows * kind.row : call.grad.w;
     for (int c = 0; c < kind.c_out; ++c) {
       Vec<T> total{};
       T rest = 0;
-      for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t r = 0; r < (dense ? 1 : rows); ++r) {
         const T* row = planes + c * kind.grad_plane + r * kind.row;
         int64_t i = 0;
-        for (; i + kLanes<T> <= call.grad.w; i += kLanes<T>) total += load(row + i);
-        for (; i < call.grad.w; ++i) rest += row[i];
+        for (; i + kLanes<T> <= width; i += kLanes<T>) total += load(row + i);
+        for (; i < width; ++i) rest += row[i];
       }
       grad_bias[c] += sum<T>(total) + rest;
     }
@@ -128,6 +130,12 @@ struct LevelBackward {
         } else {
           conv_flat<T>(grads, offsets, taps, weights, nullptr, kind.c_in, Activation::identity,
                        outs, kind.out_plane, (q1 - q0 - 1) * kind.row + at_least(last, 1));
+        }
+        if (call.stride == 1 && kind.pad == 0 && !call.in_norm.mean) {
+          // Phase rows are image rows.
+          store_planes(call.grad_x, n, unit.in_channel, kind.c_in, q0, q1 - q0, outs,
+                       kind.out_plane, kind.row);
+          continue;
         }
         for (int c = 0; c < kind.c_in; ++c) {
           for (int64_t q = q0; q < q1; ++q) {

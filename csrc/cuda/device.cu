@@ -1,0 +1,27 @@
+// What the CUDA part was built for.
+
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+namespace bunit {
+namespace {
+
+// Architectures of the compiled kernels and version of the toolkit, like "800, 900, 1000; CUDA 13.0".
+std::string cuda_build() {
+  static constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
+  std::string text;
+  for (int arch : kArchitectures) text += (text.empty() ? "" : ", ") + std::to_string(arch);
+  return text + "; CUDA " + std::to_string(CUDART_VERSION / 1000) + "." +
+         std::to_string(CUDART_VERSION % 1000 / 10);
+}
+
+}  // namespace
+}  // namespace bunit
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bunit_kernels, m) { m.def("cuda_build() -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(bunit_kernels, CompositeExplicitAutograd, m) {
+  m.impl("cuda_build", TORCH_BOX(&bunit::cuda_build));
+}
