@@ -112,6 +112,7 @@ def measured(request):
     torch.set_num_threads(threads)
 
 
+@pytest.hookimpl(trylast=True)  # after pytest-benchmark's tables
 def pytest_terminal_summary(terminalreporter, config):
     session = config.stash[SESSION]
     if not session.groups:

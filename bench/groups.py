@@ -8,6 +8,7 @@ import torch
 from harness import Samples, build, measure
 from mapped import MappedProcess
 from peers import PEERS, peers_for
+from table import ours as ours_in
 from workloads import DIRECTIONS, WORKLOADS, Case, Workload, make_case
 
 #: Share of the budget that a direction's rounds may take; ``mapped`` comes on top of ``eval``.
@@ -89,7 +90,7 @@ def group_table(group: dict, rates: dict) -> list[str]:
         f"{group['description']}: {group['direction']}   ({group['flops'] / 1e9:.3g} GFLOP, "
         f"{group['bytes'] / 1e6:.3g} MB, floor {group['floor'] * 1e3:.3g} ms)"
     ]
-    ours = our_variant(group)
+    ours = ours_in(group)
     head = f"  {'':34}{'ms':>10}{'quartiles':>19}{'x ours':>8}{'GFLOP/s':>9}{'floor':>7}"
     lines.append(head + (f"{'mapped ms':>12}{'x ours':>8}{'floor':>7}" if mapped else ""))
     for name in sorted(fresh, key=lambda name: fresh[name]["median"]):
@@ -97,13 +98,8 @@ def group_table(group: dict, rates: dict) -> list[str]:
     for what in ("skipped", "failed"):
         lines += [f"  {name:34}{what}: {reason}" for name, reason in group[what].items()]
     if group["mapped_error"]:
-        lines.append(f"  no mapped times: {group['mapped_error']}")
+        lines.append(f"  mapped times missing: {group['mapped_error']}")
     return lines
-
-
-def our_variant(group: dict) -> str | None:
-    """The variant of ours that others are compared with."""
-    return next((name for name in ("cpp", "auto") if name in group["fresh"]), None)
 
 
 def _row(name: str, fresh: dict, mapped: dict, ours: str | None, group: dict) -> str:

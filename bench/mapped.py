@@ -19,7 +19,7 @@ class MappedProcess:
         self.process: subprocess.Popen | None = None
 
     def measure(self, **job) -> dict:
-        """``summaries`` by variant, or ``error``."""
+        """``summaries`` by variant; ``error`` where some or all are missing."""
         if self.process is None or self.process.poll() is not None:
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             self.process = subprocess.Popen(
@@ -67,7 +67,11 @@ def _run(job: dict) -> dict:
         samples = measure(built.variants, job["budget"], job["min_rounds"])
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    return {"summaries": {name: s.summary() for name, s in samples.items()}}
+    missing = built.skipped | built.failed
+    return {
+        "summaries": {name: s.summary() for name, s in samples.items()},
+        "error": "; ".join(f"{name}: {why}" for name, why in missing.items()) or None,
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""``python bench/table.py RESULTS.json``: a Markdown table of a results file, one group a row.
+
+"Best of torch" is the fastest form that a PyTorch user would reach for, whichever that was:
+grouped convolutions in either memory format, folded or not, compiled or not; ``bmm`` and ``einsum``
+for linear units. Ratios tell how many times the time of ours others take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+#: Which variant stands for ours: the first that was measured.
+OURS = ("cpp", "auto")
+
+HEAD = "| layer | ours, ms | of floor | best of torch | loop | other peers |"
+HEAD_MAPPED = (
+    "| layer | ours, ms | of floor | best of torch | loop | ours mapped, ms | of floor "
+    "| best of torch | loop |"
+)
+
+TITLES = {
+    "eval": "Inference, whole layer, batch norm folded",
+    "level": "One level, forward",
+    "level_grad": "One level, forward and backward",
+    "train": "Training step of a layer, batch statistics",
+}
+
+
+def load(path: str) -> dict:
+    """A results file.
+
+    Raises:
+        SystemExit: there is no such file, or it is none; the message says what was expected.
+    """
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        sys.exit(f"{path}: {error}; expected a file written by pytest bench/ --results FILE")
+    if not isinstance(found, dict) or "groups" not in found:
+        sys.exit(f"{path} has no groups; expected a file written by pytest bench/ --results FILE")
+    return found
+
+
+def ours(group: dict) -> str | None:
+    return next((name for name in OURS if name in group["fresh"]), None)
+
+
+def best(group: dict, family: str, where: str = "fresh") -> str | None:
+    """The fastest variant of a family; ``where`` is ``"fresh"`` or ``"mapped"``."""
+    times = group[where]
+    names = [name for name in times if group["families"][name] == family]
+    return min(names, key=lambda name: times[name]["median"], default=None)
+
+
+def ratio(group: dict, family: str, where: str = "fresh") -> float | None:
+    """Times that the best of ``family`` takes the time of ours."""
+    name, mine = best(group, family, where), ours(group)
+    if name is None or mine not in group[where]:
+        return None
+    return group[where][name]["median"] / group[where][mine]["median"]
+
+
+def markdown(found: dict) -> list[str]:
+    """The lines of the whole text: the machine, then a table for each direction."""
+    computer, rates = found["machine"], found["rates"]
+    lines = [
+        f"{computer['cpu']}, {computer['threads']} threads, {computer['isa']}, torch "
+        f"{computer['torch']}, float32; {rates['flops'] / 1e9:.0f} GFLOP/s "
+        f"({rates['flops_by']}), copy {rates['bytes'] / 1e9:.1f} GB/s; commit {found['commit']}, "
+        f"{found['date']}."
+    ]
+    if found["quick"]:
+        lines.append("**Quick mode: these times mean nothing.**")
+    for direction, title in TITLES.items():
+        groups = [g for g in found["groups"] if g["direction"] == direction and ours(g)]
+        if groups:
+            lines += ["", f"### {title}", ""]
+            lines += _table(groups)
+    return lines
+
+
+def _table(groups: list[dict]) -> list[str]:
+    mapped = any(group["mapped"] for group in groups)
+    head = HEAD_MAPPED if mapped else HEAD
+    lines = [head, "|---" + "|---:" * (head.count("|") - 2) + "|"]
+    for group in groups:
+        cells = [group["description"], *_times(group, "fresh")]
+        cells += _times(group, "mapped") if mapped else [_others(group)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _times(group: dict, where: str) -> list[str]:
+    """Our time, its share of the floor, the ratios to the best of torch and to the loop."""
+    mine = group[where].get(ours(group))
+    if mine is None:
+        return ["-"] * 4
+    library, name = ratio(group, "library", where), best(group, "library", where)
+    loop = ratio(group, "loop", where)
+    return [
+        f"{mine['median'] * 1e3:.3g}",
+        f"{group['floor'] / mine['median']:.0%}",
+        f"{library:.2f}x ({name})" if library else "-",
+        f"{loop:.1f}x" if loop else "-",
+    ]
+
+
+def _others(group: dict) -> str:
+    """The remaining peers' ratios."""
+    mine = group["fresh"][ours(group)]["median"]
+    names = [name for name in group["fresh"] if group["families"][name] == "other"]
+    return ", ".join(f"{name} {group['fresh'][name]['median'] / mine:.1f}x" for name in names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Markdown table of benchmark results.")
+    parser.add_argument("results", help="file written by pytest bench/ --results FILE")
+    print("\n".join(markdown(load(parser.parse_args().results))))
+
+
+if __name__ == "__main__":
+    main()
