@@ -1,6 +1,6 @@
 """Stacked layers of small networks: every unit in one launch."""
 
-from . import backends, functional
+from . import backends, functional, metrics, models
 from .backends import backend
 from .nn import StackedConv2d, StackedLinear
 from .units import PAPER_POOL, UnitSpec
@@ -15,4 +15,6 @@ __all__ = [
     "backend",
     "backends",
     "functional",
+    "metrics",
+    "models",
 ]

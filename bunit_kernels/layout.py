@@ -116,13 +116,15 @@ class StackLayout:
     """The units of a stacked layer in order, with their kernel sizes settled.
 
     ``kernel_size`` is what units that name none get; ``None`` makes the units linear. ``levels``
-    tells where each level's weights lie; ``stages`` are the levels as stacks of their own.
+    tell where each level's weights lie; ``stages`` are the levels as stacks of their own;
+    ``width`` is the widest level's narrower side, which tells small kernels from large.
     """
 
     units: tuple[UnitSpec, ...]
     kernel_size: int | None = 3
     levels: tuple[Level, ...] = field(init=False, repr=False, compare=False)
     stages: tuple[StackLayout, ...] = field(init=False, repr=False, compare=False)
+    width: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         k = self.kernel_size
@@ -143,6 +145,8 @@ class StackLayout:
             for i in range(self.units[0].depth)
         )
         object.__setattr__(self, "levels", levels)
+        narrow = (min(c_in, c_out) for level in levels for c_in, c_out, _ in level.blocks)
+        object.__setattr__(self, "width", max(narrow))
         stages = (self,) if len(levels) == 1 else tuple(map(self._stage, range(len(levels))))
         object.__setattr__(self, "stages", stages)
 
