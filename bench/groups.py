@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 import torch
-from harness import Samples, build, measure
+from harness import Samples, build, measure, worth_more
 from mapped import MappedProcess
 from peers import PEERS, peers_for
 from table import ours as ours_in
@@ -66,13 +66,14 @@ def run_group(
     workload: Workload, direction: str, names: list[str], budget: float, min_rounds: int,
     child: MappedProcess, device: str = "cpu",
 ) -> Group:  # fmt: skip
-    """Builds, checks and times the variants ``names``; then, for eval, the mapped times."""
+    """Builds, checks and times the variants ``names``; then, for eval, takes the mapped times of
+    those that are not hopelessly slow."""
     case: Case = make_case(workload, direction, device)
     group = Group(workload, direction, case.flops(), case.bytes())
     built = build(case, names)
     group.skipped, group.failed = built.skipped, built.failed
     group.samples = measure(built.variants, budget * SHARES[direction], min_rounds, device)
-    names = list(built.variants)
+    names = worth_more(group.samples)
     del case, built
     if direction == "eval" and device == "cpu" and names:
         answer = child.measure(

@@ -1,8 +1,10 @@
 """Times the variants of one case against each other.
 
-**Interleaved.** All variants of a group run in one process in rounds A B C A B C ..., so that what
-changes while they run (clock, neighbours) hits all alike; medians and quartiles of the rounds are
-kept. A variant that is hopelessly slow (:data:`HOPELESS`) gets two rounds.
+**Interleaved.** All variants of a group run in one process in rounds A B C, B C A, ..., so that
+what changes while they run (clock, neighbours) hits all alike; medians and quartiles of the rounds
+are kept. The order within a round is drawn anew each time, and a quick variant runs once untimed before
+its sample: what the one before it left in caches and in the allocator must not always meet the
+same one. A variant that is hopelessly slow (:data:`HOPELESS`) gets two rounds.
 
 **Fresh and mapped.** glibc gives large freed blocks back to the system, so that each large output
 is made of pages that the system must first map and clear: page faults, which can cost more than the
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import random
 import resource
 import statistics
 import time
@@ -35,6 +38,12 @@ HOPELESS, HOPELESS_IN_HASTE = 20, 6
 #: A sample repeats calls until it is this long, so that the clock does not matter.
 SAMPLE_SECONDS = 1e-3
 
+#: What is quicker than this is never hopeless.
+SLOW_SECONDS = 0.05
+
+#: Variants quicker than this run once untimed before each sample.
+QUICK_SECONDS = 5e-3
+
 MAX_ROUNDS = 200
 
 
@@ -45,6 +54,10 @@ class Samples:
     seconds: list[float] = field(default_factory=list)
     faults: list[float] = field(default_factory=list)
     iterations: int = 1
+
+    def add(self, seconds: float, faults: float) -> None:
+        self.seconds.append(seconds)
+        self.faults.append(faults)
 
     def summary(self) -> dict:
         seconds = self.seconds
@@ -62,6 +75,13 @@ class Samples:
             "iterations": self.iterations,
             "faults": statistics.median(self.faults),
         }
+
+
+def worth_more(samples: dict[str, Samples]) -> list[str]:
+    """The variants that are not hopelessly slow."""
+    medians = {name: statistics.median(s.seconds) for name, s in samples.items()}
+    limit = max(HOPELESS * min(medians.values(), default=0), SLOW_SECONDS)
+    return [name for name, median in medians.items() if median <= limit]
 
 
 @dataclass
@@ -113,7 +133,8 @@ def measure(
     if not variants:
         return samples
     start = time.perf_counter()
-    first = {name: _sample(made, 1, device)[0] for name, made in variants.items()}
+    warm_up = {name: _sample(made, 1, device) for name, made in variants.items()}
+    first = {name: seconds for name, (seconds, _) in warm_up.items()}
     best = min(first.values())
     if time.perf_counter() - start < budget / 4:  # the first call after another's is a cold one
         first = {name: min(t, _sample(variants[name], 1, device)[0]) for name, t in first.items()}
@@ -122,6 +143,10 @@ def measure(
     limit = best * (HOPELESS_IN_HASTE if haste else HOPELESS)
     for name, seconds in first.items():
         samples[name].iterations = max(1, min(100, int(SAMPLE_SECONDS / seconds)))
+    hopeless = {name for name, seconds in first.items() if seconds > max(limit, SLOW_SECONDS)}
+    for name in hopeless:  # its warm-up is one of its two rounds
+        samples[name].add(*warm_up[name])
+    order = random.Random(0)
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -129,12 +154,13 @@ def measure(
         for done in range(MAX_ROUNDS):
             if done >= min_rounds and time.perf_counter() - start > budget:
                 break
-            for name, made in variants.items():
-                if done >= 2 and first[name] > limit:
+            for name in order.sample(list(variants), len(variants)):
+                if done >= 1 and name in hopeless:
                     continue
-                seconds, faults = _sample(made, samples[name].iterations, device)
-                samples[name].seconds.append(seconds)
-                samples[name].faults.append(faults)
+                made = variants[name]
+                if first[name] < QUICK_SECONDS:
+                    _sample(made, 1, device)
+                samples[name].add(*_sample(made, samples[name].iterations, device))
     finally:
         if collecting:
             gc.enable()
