@@ -58,7 +58,9 @@ def lived(layer: nn.Module) -> nn.Module:
 
 def run_units(units: nn.ModuleList, x: Tensor, dim: int = 1) -> Tensor:
     """The loop over ``to_units()``: each on its share of the channels."""
-    firsts = [next(m for m in unit.modules() if isinstance(m, nn.Conv2d | nn.Linear)) for unit in units]
+    firsts = [
+        next(m for m in unit.modules() if isinstance(m, nn.Conv2d | nn.Linear)) for unit in units
+    ]
     widths = [getattr(m, "in_channels", None) or m.in_features for m in firsts]
     parts = x.split(widths, dim)
     return torch.cat([unit(part) for unit, part in zip(units, parts, strict=True)], dim)

@@ -83,6 +83,8 @@ PARAMETERS = ("weights", "biases", "gammas", "betas")
 
 def largest(x):
     return x.abs().max().item() if x.numel() else 0.0
+
+
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 

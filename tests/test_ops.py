@@ -267,8 +267,8 @@ def test_flops_are_those_of_pytorchs_operators(op, case):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", CONV_LAYERS)
 def test_flops_of_a_forward_and_backward_pass(name, training):
-    """The loop's, whose convolutions of one group PyTorch counts right. What the gradient of a whole
-    unit recomputes is on top."""
+    """As the loop's, whose convolutions of one group PyTorch counts right; on top is what the
+    gradient of a whole unit recomputes."""
     layer = conv_layer(name).train(training)
     x = image(layer).requires_grad_()
     counts, forward = {}, {}

@@ -1,0 +1,157 @@
+"""Choosing backends: names, the context manager, the environment variable, ``auto``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from module_cases import CONV_LAYERS, LINEAR_LAYERS, conv_layer, image, linear_layer
+
+from bunit_kernels import backend, backends
+from bunit_kernels.backends import _choice
+from bunit_kernels.backends.base import Backend
+from bunit_kernels.layout import StackLayout, resolve_units
+
+LAYOUT = StackLayout(resolve_units("2-4-2", 3))
+
+
+def test_all_cpu_backends_are_there():
+    """The suite is not to pass because the compiled part is missing."""
+    assert backends.available("cpu") == ["reference", "torch", "cpp"]
+
+
+def test_available_asks_for_a_device():
+    assert backends.available() == ["reference", "torch", "cpp"]
+    assert backends.available("meta") == ["reference", "torch"]
+
+
+def test_why_not():
+    for name in ("auto", "reference", "torch", "cpp"):
+        assert backends.why_not(name) is None
+    assert "CPU tensors, got one on meta" in backends.why_not("cpp", "meta")
+    assert "float32" in backends.why_not("cpp", "cpu", torch.int64)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        assert backends.why_not("cpp", "cpu", dtype) is None
+
+
+def test_the_block_restores_the_choice_before_it():
+    with backend("reference"):
+        assert backends.get_backend() == "reference"
+        with backend("torch"):
+            assert backends.get_backend() == "torch"
+        assert backends.get_backend() == "reference"
+    assert backends.get_backend() == "auto"
+
+
+def test_the_choice_is_restored_after_an_exception():
+    with pytest.raises(KeyError), backend("torch"):
+        raise KeyError
+    assert backends.get_backend() == "auto"
+
+
+def test_as_a_function_the_choice_lasts():
+    first = backend("torch")
+    try:
+        assert backends.get_backend() == "torch"
+        with backend("cpp"):
+            pass
+        assert backends.get_backend() == "torch"
+    finally:
+        backend(first.previous)
+    assert backends.get_backend() == "auto"
+
+
+def test_describe():
+    assert backends.describe() == "auto (cpp, torch)"
+    assert backends.describe("meta") == "auto (torch)"
+    with backend("reference"):
+        assert backends.describe() == "reference"
+
+
+class Spy:
+    """Stands for a backend and notes which operations it is asked for."""
+
+    def __init__(self, behind: Backend):
+        self.behind, self.calls = behind, []
+
+    def __getattr__(self, name):
+        if name in ("why_not", "name"):
+            return getattr(self.behind, name)
+        self.calls.append(name)
+        return getattr(self.behind, name)
+
+
+@pytest.mark.parametrize("name", ["reference", "torch", "cpp"])
+def test_the_backend_in_force_runs(name, monkeypatch):
+    spy = Spy(_choice._BACKENDS[name])
+    monkeypatch.setitem(_choice._BACKENDS, name, spy)
+    layer = conv_layer("uniform")
+    with backend(name):
+        layer(image(layer))
+        layer.eval()(image(layer))
+        layer.norms[0].train()
+        layer(image(layer))
+        linear_layer("uniform")(torch.randn(2, 20))
+        linear_layer("norm")(torch.randn(4, 12))
+    whole = ["unit_conv2d_train", "unit_conv2d"]
+    assert spy.calls == [*whole, "conv2d", "conv2d", "unit_linear", "linear", "linear"]
+
+
+def test_backend_objects_have_the_whole_interface():
+    operations = ("conv2d", "linear", "unit_conv2d", "unit_linear", "unit_conv2d_train")
+    for name, behind in _choice._BACKENDS.items():
+        assert behind.name == name
+        assert all(callable(getattr(behind, operation)) for operation in operations)
+
+
+def test_auto_takes_what_can_run():
+    assert _choice.select("conv2d", torch.empty(1, device="meta"), LAYOUT).name == "torch"
+    assert _choice.select("conv2d", torch.empty(1), LAYOUT).name in ("cpp", "torch")
+
+
+@pytest.mark.parametrize("preferred", [True, False])
+def test_auto_follows_the_measured_crossover(preferred, monkeypatch):
+    monkeypatch.setattr(_choice, "prefers_torch", lambda *_: preferred)
+    chosen = _choice.select("conv2d", torch.empty(1), LAYOUT)
+    assert chosen.name == ("torch" if preferred else "cpp")
+    with backend("cpp"):  # asked for by name, it is not overruled
+        assert _choice.select("conv2d", torch.empty(1), LAYOUT).name == "cpp"
+
+
+@pytest.mark.parametrize("preferred", [True, False])
+def test_auto_gives_what_the_backend_it_takes_gives(preferred, monkeypatch):
+    monkeypatch.setattr(_choice, "prefers_torch", lambda *_: preferred)
+    for build, names in ((conv_layer, CONV_LAYERS), (linear_layer, LINEAR_LAYERS)):
+        for name in names:
+            layer = build(name).eval()
+            x = image(layer) if build is conv_layer else torch.randn(3, layer.in_features)
+            y = layer(x)
+            with backend("torch" if preferred else "cpp"):
+                assert torch.equal(y, layer(x))
+
+
+def test_the_environment_names_the_first_choice(monkeypatch):
+    monkeypatch.setenv("BUNIT_BACKEND", "torch")
+    assert _choice._from_environment() == "torch"
+    monkeypatch.delenv("BUNIT_BACKEND")
+    assert _choice._from_environment() == "auto"
+
+
+def test_the_environment_variable_reaches_a_new_process(monkeypatch):
+    monkeypatch.setenv("BUNIT_BACKEND", "reference")
+    code = "import bunit_kernels; print(bunit_kernels.backends.get_backend())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == "reference", run.stderr
+
+
+def test_the_choice_holds_in_other_threads():
+    """Autograd runs backward passes in threads of its own, data loaders collate in others."""
+    seen = []
+    with backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backends.get_backend()))
+        thread.start()
+        thread.join()
+    assert seen == ["reference"]
