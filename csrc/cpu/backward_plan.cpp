@@ -8,7 +8,7 @@ namespace bunit {
 namespace {
 
 constexpr int64_t kStageBytes = 512 * 1024;  // planes of interleaved channels
-constexpr int64_t kCacheBytes = 64 * 1024;  // a segment's buffers: first and second level
+constexpr int64_t kCacheBytes = 64 * 1024;   // a segment's buffers: first and second level
 // Work is split alike whatever the number of threads, so that sums come out the same: into about
 // this many items, blocks of images first.
 constexpr int64_t kItems = 64;
@@ -184,8 +184,9 @@ void sum_parts(const std::vector<T>& parts, Tensor& out) {
 }
 
 template <class T>
-void run_typed(BackwardCall call, int64_t blocks, const std::function<void(const BackwardCall&)>& go,
-               Tensor* grad_weight, Tensor* grad_bias) {
+void run_typed(BackwardCall call, int64_t blocks,
+               const std::function<void(const BackwardCall&)>& go, Tensor* grad_weight,
+               Tensor* grad_bias) {
   std::vector<T> weight_parts, bias_parts;
   if (grad_weight) {
     weight_parts.resize(size_t(blocks * call.segments * call.weight_size));
@@ -236,8 +237,8 @@ void BackwardPlan::run(const Image& x, const Image& grad, const Image& grad_x,
     for_each_item(blocks_ * segments_ * groups_, [&](int64_t item) {
       const int64_t first = item % groups_ * group_;
       const int64_t outer = item / groups_;
-      backward(ready, outer / segments_, outer % segments_, first,
-               std::min(first + group_, count), scratch(bytes));
+      backward(ready, outer / segments_, outer % segments_, first, std::min(first + group_, count),
+               scratch(bytes));
     });
   };
   if (x.dtype == Scalar::float64) {

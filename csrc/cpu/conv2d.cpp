@@ -12,20 +12,17 @@ namespace {
 
 void check_weights(const Stack& stack, const std::vector<Tensor>& weights,
                    const std::vector<Tensor>& biases, const Tensor& x) {
-  STD_TORCH_CHECK(
-      biases.empty() || biases.size() == weights.size(), weights.size(), " weights but ",
-      biases.size(), " biases");
+  STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), weights.size(),
+                  " weights but ", biases.size(), " biases");
   for (size_t l = 0; l < weights.size(); ++l) {
-    STD_TORCH_CHECK(
-        weights[l].numel() == stack.weight_sizes[l], "the weight of level ", l + 1, " has ",
-        weights[l].numel(), " elements, expected ", stack.weight_sizes[l]);
-    STD_TORCH_CHECK(
-        weights[l].scalar_type() == x.scalar_type(), "weights must have the input's dtype");
+    STD_TORCH_CHECK(weights[l].numel() == stack.weight_sizes[l], "the weight of level ", l + 1,
+                    " has ", weights[l].numel(), " elements, expected ", stack.weight_sizes[l]);
+    STD_TORCH_CHECK(weights[l].scalar_type() == x.scalar_type(),
+                    "weights must have the input's dtype");
   }
   for (size_t l = 0; l < biases.size(); ++l) {
-    STD_TORCH_CHECK(
-        biases[l].numel() == stack.channels[l + 1], "the bias of level ", l + 1, " has ",
-        biases[l].numel(), " elements, expected ", stack.channels[l + 1]);
+    STD_TORCH_CHECK(biases[l].numel() == stack.channels[l + 1], "the bias of level ", l + 1,
+                    " has ", biases[l].numel(), " elements, expected ", stack.channels[l + 1]);
   }
 }
 
@@ -34,23 +31,22 @@ Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vecto
            const ConvOptions& options) {
   const Stack stack = Stack::conv(units, int64_t(weights.size()));
   STD_TORCH_CHECK(x.dim() == 4, "expected an input [N, C, H, W], got ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(
-      x.size(1) == stack.channels[0], "expected ", stack.channels[0], " channels, got ", x.size(1));
+  STD_TORCH_CHECK(x.size(1) == stack.channels[0], "expected ", stack.channels[0], " channels, got ",
+                  x.size(1));
   check_weights(stack, weights, biases, x);
   const Image in = image_of(x);
   const ForwardPlan plan(stack, in, weights, biases, options);
-  const Tensor y = new_output(
-      x, {x.size(0), stack.channels[stack.depth], plan.out_h(), plan.out_w()},
-      output_is_channels_last(x));
+  const Tensor y =
+      new_output(x, {x.size(0), stack.channels[stack.depth], plan.out_h(), plan.out_w()},
+                 output_is_channels_last(x));
   Image added{};
   if (residual) {
     for (int i = 0; i < 4; ++i) {
-      STD_TORCH_CHECK(
-          residual->dim() == 4 && residual->size(i) == y.size(i),
-          "the residual must have the output's shape");
+      STD_TORCH_CHECK(residual->dim() == 4 && residual->size(i) == y.size(i),
+                      "the residual must have the output's shape");
     }
-    STD_TORCH_CHECK(
-        residual->scalar_type() == x.scalar_type(), "the residual must have the input's dtype");
+    STD_TORCH_CHECK(residual->scalar_type() == x.scalar_type(),
+                    "the residual must have the input's dtype");
     added = image_of(*residual);
   }
   plan.run(in, image_of(y), added, {}, Activation::identity, nullptr);

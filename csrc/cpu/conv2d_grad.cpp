@@ -15,10 +15,9 @@ Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
                                  const std::vector<int64_t>& units, int64_t stride,
                                  int64_t dilation) {
   const Stack stack = Stack::conv(units, 1);
-  STD_TORCH_CHECK(
-      input_size.size() == 4 && input_size[1] == stack.channels[0] && grad.dim() == 4 &&
-          grad.size(1) == stack.channels[1] && grad.size(0) == input_size[0],
-      "sizes of gradient and input do not fit the units");
+  STD_TORCH_CHECK(input_size.size() == 4 && input_size[1] == stack.channels[0] && grad.dim() == 4 &&
+                      grad.size(1) == stack.channels[1] && grad.size(0) == input_size[0],
+                  "sizes of gradient and input do not fit the units");
   STD_TORCH_CHECK(weight.numel() == stack.weight_sizes[0], "the weight does not fit the units");
   Tensor grad_x = new_output(grad, input_size, output_is_channels_last(grad));
   const Image out = image_of(grad_x), in = image_of(grad);
@@ -32,14 +31,13 @@ std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const 
                                                       const std::vector<int64_t>& units,
                                                       int64_t stride, int64_t dilation) {
   const Stack stack = Stack::conv(units, 1);
-  STD_TORCH_CHECK(
-      x.dim() == 4 && grad.dim() == 4 && x.size(1) == stack.channels[0] &&
-          grad.size(1) == stack.channels[1] && grad.size(0) == x.size(0),
-      "sizes of gradient and input do not fit the units");
+  STD_TORCH_CHECK(x.dim() == 4 && grad.dim() == 4 && x.size(1) == stack.channels[0] &&
+                      grad.size(1) == stack.channels[1] && grad.size(0) == x.size(0),
+                  "sizes of gradient and input do not fit the units");
   Tensor grad_weight = new_output(x, weight_shape, false);
   Tensor grad_bias = new_output(x, {stack.channels[1]}, false);
-  STD_TORCH_CHECK(
-      grad_weight.numel() == stack.weight_sizes[0], "the weight's shape does not fit the units");
+  STD_TORCH_CHECK(grad_weight.numel() == stack.weight_sizes[0],
+                  "the weight's shape does not fit the units");
   const Image in = image_of(x), out = image_of(grad);
   BackwardPlan(stack, 0, in, out, nullptr, stride, dilation)
       .run(in, out, {}, {}, &grad_weight, &grad_bias, nullptr);

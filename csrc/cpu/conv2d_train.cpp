@@ -78,7 +78,8 @@ Stack level_stack(const std::vector<int64_t>& rows, int64_t depth, int level) {
 }
 
 // Runs body(n, c0, c1) over images and groups of channels.
-void for_each_channels(const Image& image, const std::function<void(int64_t, int64_t, int64_t)>& body) {
+void for_each_channels(const Image& image,
+                       const std::function<void(int64_t, int64_t, int64_t)>& body) {
   const int64_t group = std::max<int64_t>(16, 4096 / std::max<int64_t>(1, image.h * image.w));
   const int64_t groups = (image.c + group - 1) / group;
   for_each_item(image.n * groups, [&](int64_t item) {
@@ -99,20 +100,17 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const std::string& residual_activation) {
   const int depth = int(weights.size());
   const Stack stack = Stack::conv(units, depth);
-  STD_TORCH_CHECK(
-      x.dim() == 4 && x.size(1) == stack.channels[0], "expected an input [N, ", stack.channels[0],
-      ", H, W]");
-  STD_TORCH_CHECK(
-      gammas.size() == weights.size() && betas.size() == weights.size(),
-      "as many gammas and betas as weights, please");
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == stack.channels[0], "expected an input [N, ",
+                  stack.channels[0], ", H, W]");
+  STD_TORCH_CHECK(gammas.size() == weights.size() && betas.size() == weights.size(),
+                  "as many gammas and betas as weights, please");
   const bool channels_last = output_is_channels_last(x);
   int64_t total = 0;
   for (int l = 0; l < depth; ++l) {
-    STD_TORCH_CHECK(
-        weights[size_t(l)].numel() == stack.weight_sizes[l] &&
-            gammas[size_t(l)].numel() == stack.channels[l + 1] &&
-            betas[size_t(l)].numel() == stack.channels[l + 1],
-        "weight, gamma or beta of level ", l + 1, " does not fit the units");
+    STD_TORCH_CHECK(weights[size_t(l)].numel() == stack.weight_sizes[l] &&
+                        gammas[size_t(l)].numel() == stack.channels[l + 1] &&
+                        betas[size_t(l)].numel() == stack.channels[l + 1],
+                    "weight, gamma or beta of level ", l + 1, " does not fit the units");
     total += stack.channels[l + 1];
   }
   Tensor stats = torch::stable::empty({3, total}, stats_type(x), std::nullopt, x.device());
@@ -125,11 +123,11 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const Stack level = level_stack(units, depth, l);
     const ForwardPlan plan(level, in, {weights[size_t(l)]}, {},
                            {.stride = l == 0 ? stride : 1, .dilation = dilation});
-    const Tensor z = new_output(
-        x, {x.size(0), level.channels[1], plan.out_h(), plan.out_w()}, channels_last);
+    const Tensor z =
+        new_output(x, {x.size(0), level.channels[1], plan.out_h(), plan.out_w()}, channels_last);
     std::vector<Moments> moments(size_t(level.channels[1]));
-    plan.run(in, image_of(z), {}, l == 0 ? Norm{} : norms.back().norm(),
-             activation_of(activation), &moments);
+    plan.run(in, image_of(z), {}, l == 0 ? Norm{} : norms.back().norm(), activation_of(activation),
+             &moments);
     pre_norms.push_back(z);
 
     std::vector<double> means, inv_stds;
@@ -142,21 +140,24 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
       narrow(m.m2 / (m.count - 1), stats, 2 * total + first + c);
     }
     first += level.channels[1];
-    norms.emplace_back(Values<double>(gammas[size_t(l)]), Values<double>(betas[size_t(l)]), means, inv_stds,
-                       scalar_of(x));
+    norms.emplace_back(Values<double>(gammas[size_t(l)]), Values<double>(betas[size_t(l)]), means,
+                       inv_stds, scalar_of(x));
   }
 
   const Tensor& z = pre_norms.back();
   const Tensor y = new_output(x, {z.size(0), z.size(1), z.size(2), z.size(3)}, channels_last);
-  AffineCall call{image_of(z), image_of(y), {}, norms.back().norm(), activation_of(out_activation),
+  AffineCall call{image_of(z),
+                  image_of(y),
+                  {},
+                  norms.back().norm(),
+                  activation_of(out_activation),
                   activation_of(residual_activation)};
   Tensor added = y;
   if (residual) {
     for (int i = 0; i < 4; ++i) {
-      STD_TORCH_CHECK(
-          residual->dim() == 4 && residual->size(i) == y.size(i) &&
-              residual->scalar_type() == y.scalar_type(),
-          "the residual must have the output's shape and dtype");
+      STD_TORCH_CHECK(residual->dim() == 4 && residual->size(i) == y.size(i) &&
+                          residual->scalar_type() == y.scalar_type(),
+                      "the residual must have the output's shape and dtype");
     }
     added = contiguous_like(*residual, channels_last);
     call.residual = image_of(added);
@@ -182,7 +183,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   const int depth = int(weights.size());
   const Stack stack = Stack::conv(units, depth);
   const Scalar dtype = scalar_of(x);
-  const bool channels_last = is_channels_last(pre_norms.back()) && !pre_norms.back().is_contiguous();
+  const bool channels_last =
+      is_channels_last(pre_norms.back()) && !pre_norms.back().is_contiguous();
   const int64_t total = stats.size(1);
   const Values<double> stat_values(stats);
   std::vector<LevelNorm> norms;
@@ -194,7 +196,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
       means.push_back(stat_values[c]);
       inv_stds.push_back(stat_values[total + c]);
     }
-    norms.emplace_back(Values<double>(gammas[size_t(l)]), Values<double>(betas[size_t(l)]), means, inv_stds, dtype);
+    norms.emplace_back(Values<double>(gammas[size_t(l)]), Values<double>(betas[size_t(l)]), means,
+                       inv_stds, dtype);
     firsts.push_back(first);
     first += stack.channels[l + 1];
   }
@@ -205,8 +208,12 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   {
     const Image z = image_of(pre_norms.back());
     std::vector<double> parts(size_t(z.n * z.c * 2));
-    const ReduceCall call{image_of(grad), z,           norms.back().norm(), norms.back().inv_std(),
-                          activation_of(out_activation), parts.data()};
+    const ReduceCall call{image_of(grad),
+                          z,
+                          norms.back().norm(),
+                          norms.back().inv_std(),
+                          activation_of(out_activation),
+                          parts.data()};
     const auto reduce = kernels().reduce[compute_index(dtype)];
     for_each_channels(z, [&](int64_t n, int64_t c0, int64_t c1) { reduce(call, n, c0, c1); });
     sums.assign(size_t(z.c * 2), 0.0);
@@ -235,11 +242,11 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
       around.in_activation = activation_of(activation);
       around.in_inv_std = norms[i - 1].inv_std();
     }
-    const Tensor grad_in = new_output(
-        input, {input.size(0), input.size(1), input.size(2), input.size(3)},
-        l == 0 ? output_is_channels_last(x) : channels_last);
-    grad_weights[i] = torch::stable::empty(
-        weights[i].sizes(), weights[i].scalar_type(), std::nullopt, x.device());
+    const Tensor grad_in =
+        new_output(input, {input.size(0), input.size(1), input.size(2), input.size(3)},
+                   l == 0 ? output_is_channels_last(x) : channels_last);
+    grad_weights[i] = torch::stable::empty(weights[i].sizes(), weights[i].scalar_type(),
+                                           std::nullopt, x.device());
     Tensor grad_bias = torch::stable::empty({z.c}, x.scalar_type(), std::nullopt, x.device());
     const Image in = image_of(input), out = image_of(grad);
     BackwardPlan(level_stack(units, depth, l), 0, in, out, &weights[i], l == 0 ? stride : 1,

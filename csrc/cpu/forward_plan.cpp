@@ -57,7 +57,8 @@ void ForwardPlan::pack(const std::vector<Tensor>& weights, const std::vector<Ten
     }
     if (biases.empty()) continue;
     const Values<T> bias(biases[size_t(l)]);
-    for (size_t u = 0; u < units_.size(); ++u) units_[u].biases[l] = out + stack_.units[u].channels[l + 1];
+    for (size_t u = 0; u < units_.size(); ++u)
+      units_[u].biases[l] = out + stack_.units[u].channels[l + 1];
     for (int64_t c = 0; c < stack_.channels[l + 1]; ++c) *out++ = bias[c];
   }
 }
@@ -80,9 +81,8 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x) {
     level.plain = unit.kernel == 3 && stride == 1 && options_.dilation == 1;
     level.out_h = conv_size(h, unit.kernel, unit.pad, stride, options_.dilation);
     level.out_w = conv_size(w, unit.kernel, unit.pad, stride, options_.dilation);
-    STD_TORCH_CHECK(
-        level.out_h >= 1 && level.out_w >= 1, "level ", l + 1, " gets ", h, "x", w,
-        " pixels, too few for its kernel of ", unit.kernel);
+    STD_TORCH_CHECK(level.out_h >= 1 && level.out_w >= 1, "level ", l + 1, " gets ", h, "x", w,
+                    " pixels, too few for its kernel of ", unit.kernel);
     // At stride 1 the zeros between two rows serve both as padding.
     const int64_t row = stride == 1 ? w + unit.pad : level.out_w + level.reach;
     kind.row = std::max({kind.row, row, level.out_w});

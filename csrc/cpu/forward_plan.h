@@ -28,9 +28,9 @@ class ForwardPlan {
   int64_t out_h() const { return out_h_; }
   int64_t out_w() const { return out_w_; }
 
-  // Fills y, segment by segment. `residual` may hold no data. With `in_norm` the input is normalised
-  // and activated as it is loaded; with `moments` those of the output are added up, an entry a
-  // channel.
+  // Fills y, segment by segment. `residual` may hold no data. With `in_norm` the input is
+  // normalised and activated as it is loaded; with `moments` those of the output are added up, an
+  // entry a channel.
   void run(const Image& x, const Image& y, const Image& residual, const Norm& in_norm,
            Activation in_activation, std::vector<Moments>* moments) const;
 

@@ -13,8 +13,7 @@
 
 // After the system's headers, and to the end of the file: templates are compiled where it ends.
 #if defined(__clang__)
-#pragma clang attribute push( \
-    __attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
 #pragma GCC target("avx2,fma")
 #endif

@@ -23,9 +23,8 @@ std::vector<int64_t> with_channels(const Tensor& x, int64_t channels) {
 Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
 Image checked_rows(const Tensor& x, int64_t channels) {
-  STD_TORCH_CHECK(
-      x.dim() >= 1 && x.size(x.dim() - 1) == channels, "expected ", channels,
-      " features in the last dimension");
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == channels, "expected ", channels,
+                  " features in the last dimension");
   return rows_of(x);
 }
 
@@ -36,11 +35,10 @@ Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
   const Tensor x = dense(input);
   const Image in = checked_rows(x, stack.channels[0]);
   for (size_t l = 0; l < weights.size(); ++l) {
-    STD_TORCH_CHECK(
-        weights[l].numel() == stack.weight_sizes[l] &&
-            weights[l].scalar_type() == x.scalar_type() &&
-            (biases.empty() || biases[l].numel() == stack.channels[l + 1]),
-        "weight or bias of level ", l + 1, " does not fit the units");
+    STD_TORCH_CHECK(weights[l].numel() == stack.weight_sizes[l] &&
+                        weights[l].scalar_type() == x.scalar_type() &&
+                        (biases.empty() || biases[l].numel() == stack.channels[l + 1]),
+                    "weight or bias of level ", l + 1, " does not fit the units");
   }
   const Tensor y = new_output(x, with_channels(x, stack.channels[stack.depth]), false);
   if (in.h > 0) {
@@ -87,8 +85,8 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
   const Image in = checked_rows(x, stack.channels[0]);
   Tensor grad_weight = new_output(x, weight_shape, false);
   Tensor grad_bias = new_output(x, {stack.channels[1]}, false);
-  STD_TORCH_CHECK(
-      grad_weight.numel() == stack.weight_sizes[0], "the weight's shape does not fit the units");
+  STD_TORCH_CHECK(grad_weight.numel() == stack.weight_sizes[0],
+                  "the weight's shape does not fit the units");
   if (in.h > 0) {
     BackwardPlan(stack, 0, in, out, nullptr, 1, 1)
         .run(in, out, {}, {}, &grad_weight, &grad_bias, nullptr);

@@ -42,8 +42,8 @@ inline int64_t group_channels(const Stack& stack, int side, int64_t group) {
   const int64_t count = int64_t(stack.units.size());
   for (int64_t first = 0; first < count; first += group) {
     const Unit& last = stack.units[size_t(std::min(first + group, count) - 1)];
-    most = std::max(most, last.channels[side] + last.widths[side] -
-                              stack.units[size_t(first)].channels[side]);
+    most = std::max(
+        most, last.channels[side] + last.widths[side] - stack.units[size_t(first)].channels[side]);
   }
   return most;
 }

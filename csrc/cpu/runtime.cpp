@@ -1,7 +1,7 @@
 #include "runtime.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/Exception.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -42,9 +42,8 @@ const Kernels& choose() {
     const bool named = wanted == nullptr || std::strcmp(wanted, table->isa) == 0;
     if (named && runs_here(*table)) return *table;
   }
-  STD_TORCH_CHECK(
-      false, "environment variable BUNIT_CPU_ISA=", wanted,
-      ": expected generic, avx2 or avx512, and one that this processor has");
+  STD_TORCH_CHECK(false, "environment variable BUNIT_CPU_ISA=", wanted,
+                  ": expected generic, avx2 or avx512, and one that this processor has");
   return kGeneric;
 }
 

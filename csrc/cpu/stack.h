@@ -1,7 +1,7 @@
 // The units of a stack as the operators take them, and what a level of one unit is.
 #pragma once
 
-#include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <vector>
@@ -24,7 +24,7 @@ struct Stack {
   int depth = 0;
   int kinds = 0;
   std::vector<Unit> units;
-  int64_t channels[kMaxDepth + 1] = {};      // all units together
+  int64_t channels[kMaxDepth + 1] = {};  // all units together
   int64_t weight_sizes[kMaxDepth] = {};
 
   // Rows (count, k, pad, c0, ..., cL).
@@ -36,20 +36,18 @@ struct Stack {
 
  private:
   Stack(const std::vector<int64_t>& rows, int64_t depth, bool conv) : depth(int(depth)) {
-    STD_TORCH_CHECK(
-        depth >= 1 && depth <= kMaxDepth, "units of 1 to ", kMaxDepth, " levels, got ", depth);
+    STD_TORCH_CHECK(depth >= 1 && depth <= kMaxDepth, "units of 1 to ", kMaxDepth, " levels, got ",
+                    depth);
     const size_t head = conv ? 3 : 1;
     const size_t step = head + size_t(depth) + 1;
-    STD_TORCH_CHECK(
-        !rows.empty() && rows.size() % step == 0,
-        "rows of ", step, " ints describe units, got ", rows.size(), " ints");
+    STD_TORCH_CHECK(!rows.empty() && rows.size() % step == 0, "rows of ", step,
+                    " ints describe units, got ", rows.size(), " ints");
     for (size_t i = 0; i < rows.size(); i += step) {
       Unit unit{};
       unit.kernel = conv ? int(rows[i + 1]) : 1;
       unit.pad = conv ? int(rows[i + 2]) : 0;
-      STD_TORCH_CHECK(
-          rows[i] >= 1 && unit.kernel >= 1 && unit.pad >= 0, "a row has count ", rows[i],
-          ", kernel ", unit.kernel, ", pad ", unit.pad);
+      STD_TORCH_CHECK(rows[i] >= 1 && unit.kernel >= 1 && unit.pad >= 0, "a row has count ",
+                      rows[i], ", kernel ", unit.kernel, ", pad ", unit.pad);
       for (int64_t l = 0; l <= depth; ++l) {
         unit.widths[l] = int(rows[i + head + size_t(l)]);
         STD_TORCH_CHECK(unit.widths[l] >= 1, "a unit has width ", unit.widths[l]);

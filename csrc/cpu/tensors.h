@@ -1,7 +1,7 @@
 // Tensors of the stable ABI as the kernels see them.
 #pragma once
 
-#include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/Exception.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 

@@ -8,7 +8,8 @@
 namespace bunit {
 namespace {
 
-// Architectures of the compiled kernels and version of the toolkit, like "800, 900, 1000; CUDA 13.0".
+// Architectures of the compiled kernels and version of the toolkit, like "800, 900, 1000;
+// CUDA 13.0".
 std::string cuda_build() {
   static constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
   std::string text;

@@ -165,8 +165,7 @@ struct LevelBackward {
 
   // Multiplies a row by the derivative of the activation before it, into `spare`, and adds up what
   // the norm's gradient needs. Only levels after the first have one, so the stride is 1.
-  void through_in_norm(int64_t n, int64_t c, int64_t y, const T* row, int64_t count,
-                       double* sums) {
+  void through_in_norm(int64_t n, int64_t c, int64_t y, const T* row, int64_t count, double* sums) {
     read_row(call.x, offset_of(call.x, n, c, y, 0), call.x.stride_w, spare_z, count);
     const Vec<T> mean = value_of<T>(call.in_norm.mean, c);
     const Vec<T> scale = value_of<T>(call.in_norm.scale, c);
@@ -175,8 +174,8 @@ struct LevelBackward {
     Vec<T> first{}, second{};
     const auto add = [&](int64_t i, Mask<T> valid) {
       const Vec<T> d = load(spare_z + i) - mean;
-      const Vec<T> g = keep<T>(
-          activation_grad<T>(call.in_activation, d * scale + shift, load(row + i)), valid);
+      const Vec<T> g =
+          keep<T>(activation_grad<T>(call.in_activation, d * scale + shift, load(row + i)), valid);
       store(spare + i, g);
       first += g;
       second += g * keep<T>(d, valid);
@@ -189,8 +188,8 @@ struct LevelBackward {
   }
 };
 
-// The images of a call, for one image n and units [first, last), with planes in place of those whose
-// channels are interleaved.
+// The images of a call, for one image n and units [first, last), with planes in place of those
+// whose channels are interleaved.
 template <class T>
 struct StagedBackward {
   const BackwardCall& given;
@@ -265,11 +264,9 @@ void backward_item(const BackwardCall& given, int64_t block, int64_t segment, in
   const int64_t y0 = given.grad.h * segment / given.segments;
   const int64_t y1 = given.grad.h * (segment + 1) / given.segments;
   const int64_t part = block * given.segments + segment;
-  T* grad_weight = given.grad_weight
-                       ? static_cast<T*>(given.grad_weight) + part * given.weight_size
-                       : nullptr;
-  T* grad_bias =
-      given.grad_bias ? static_cast<T*>(given.grad_bias) + part * given.grad.c : nullptr;
+  T* grad_weight =
+      given.grad_weight ? static_cast<T*>(given.grad_weight) + part * given.weight_size : nullptr;
+  T* grad_bias = given.grad_bias ? static_cast<T*>(given.grad_bias) + part * given.grad.c : nullptr;
   double* in_sums = given.in_sums ? given.in_sums + part * given.x.c * 2 : nullptr;
   // Input rows below the last output row's own belong to the last segment.
   const auto end_of = [&](const BackwardKind& kind) {

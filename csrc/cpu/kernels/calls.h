@@ -19,7 +19,8 @@ struct Image {
   int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
 };
 
-// Normalisation of one level's channels: (z - mean) * scale + shift. Arrays of T, a value a channel.
+// Normalisation of one level's channels: (z - mean) * scale + shift. Arrays of T, a value a
+// channel.
 struct Norm {
   const void* mean = nullptr;
   const void* scale = nullptr;
@@ -30,26 +31,26 @@ struct Norm {
 // padded input, split by stride into phases; a kernel tap is an offset into them.
 struct Level {
   int c_in, c_out;
-  int taps;               // c_in * k * k
-  int pad;                // of this level's input
-  int reach;              // rows of input below an output row's own: (k - 1) * dilation / stride
-  int phases;             // stride phases an axis that taps use
-  bool plain;             // 3x3, stride and dilation 1
+  int taps;    // c_in * k * k
+  int pad;     // of this level's input
+  int reach;   // rows of input below an output row's own: (k - 1) * dilation / stride
+  int phases;  // stride phases an axis that taps use
+  bool plain;  // 3x3, stride and dilation 1
   int64_t out_h, out_w;
-  int64_t rows;           // capacity of a plane
-  int64_t plane;          // elements from one plane to the next
-  const int64_t* offsets; // [taps]
+  int64_t rows;            // capacity of a plane
+  int64_t plane;           // elements from one plane to the next
+  const int64_t* offsets;  // [taps]
 };
 
 constexpr int kLevels = 8;
 
 struct Kind {
   int kernel;
-  int64_t row;            // elements a row in every buffer of the unit
-  int64_t step;           // output rows made at a time
+  int64_t row;   // elements a row in every buffer of the unit
+  int64_t step;  // output rows made at a time
   Level levels[kLevels];
-  int64_t out_plane;      // plane of the finished rows before they are written
-  int64_t scratch;        // elements of T
+  int64_t out_plane;  // plane of the finished rows before they are written
+  int64_t scratch;    // elements of T
 };
 
 struct PackedUnit {
@@ -65,51 +66,51 @@ struct Moments {
 };
 
 struct ForwardCall {
-  Image x, y, residual;          // residual.data may be null
+  Image x, y, residual;  // residual.data may be null
   int depth;
   int stride, dilation;
   Activation hidden, out, after_residual;
   const PackedUnit* units;
-  Norm in_norm;                  // applied to the input as it is loaded, where mean is set
+  Norm in_norm;  // applied to the input as it is loaded, where mean is set
   Activation in_activation;
-  Moments* moments;              // null, or [n][segment][c] of the output, before `out`
+  Moments* moments;  // null, or [n][segment][c] of the output, before `out`
   int64_t segments;
-  bool around;                   // write the output around the caches; its rows are aligned
+  bool around;  // write the output around the caches; its rows are aligned
 };
 
 // Backward of one level of one kind of unit.
 struct BackwardKind {
   int c_in, c_out, taps, pad;
-  int reach;                     // (k - 1) * dilation / stride
-  int phases;                    // stride phases an axis that taps use
-  bool plain;                    // 3x3, stride and dilation 1
-  int64_t row;                   // elements a row of every buffer
+  int reach;    // (k - 1) * dilation / stride
+  int phases;   // stride phases an axis that taps use
+  bool plain;   // 3x3, stride and dilation 1
+  int64_t row;  // elements a row of every buffer
   int64_t grad_plane, x_plane, out_plane;
-  const int64_t* x_offsets;      // [taps]: where a tap finds its input pixel
-  // For each phase (py, px) of input pixels, stride * stride of them: how many (output channel, tap)
-  // reach it, and where they find the gradient.
+  const int64_t* x_offsets;  // [taps]: where a tap finds its input pixel
+  // For each phase (py, px) of input pixels, stride * stride of them: how many (output channel,
+  // tap) reach it, and where they find the gradient.
   const int64_t* phase_taps;
-  const int64_t* grad_offsets;   // of all phases, one after the other
-  const void* mask;              // all ones at output pixels, zero between rows
+  const int64_t* grad_offsets;  // of all phases, one after the other
+  const void* mask;             // all ones at output pixels, zero between rows
 };
 
 struct BackwardUnit {
   const BackwardKind* kind;
   int64_t in_channel, out_channel;
-  int64_t weight;                // first element in the packed weight
-  const void* weights;           // T, per phase [blocks of input channels][taps][block]
+  int64_t weight;       // first element in the packed weight
+  const void* weights;  // T, per phase [blocks of input channels][taps][block]
 };
 
 // From the gradient of a level's convolution output or, with `out_norm`, from that after its norm:
 // d/dz = scale * (g - mean_g - zhat * mean_gz), where g = grad * activation'(n),
 // zhat = (z - mean) * inv_std and n = (z - mean) * scale + shift. Arrays of T, a value a channel.
 struct BackwardCall {
-  Image grad, x, z;              // z: the level's own output before its norm, with out_norm
-  Image grad_x;                  // no data: not wanted
+  Image grad, x, z;  // z: the level's own output before its norm, with out_norm
+  Image grad_x;      // no data: not wanted
   int stride;
   const BackwardUnit* units;
   Norm out_norm;
-  Activation out_activation;     // identity where grad is already the one before it
+  Activation out_activation;  // identity where grad is already the one before it
   const void* inv_std;
   const void* mean_g;
   const void* mean_gz;
@@ -118,12 +119,12 @@ struct BackwardCall {
   Norm in_norm;
   Activation in_activation;
   const void* in_inv_std;
-  double* in_sums;               // [block][segment][c_in of all units][2]: sums of g, g * zhat
-  void* grad_weight;             // T [block][segment][weights of all units], or null
-  void* grad_bias;               // T [block][segment][c_out of all units], or null
+  double* in_sums;    // [block][segment][c_in of all units][2]: sums of g, g * zhat
+  void* grad_weight;  // T [block][segment][weights of all units], or null
+  void* grad_bias;    // T [block][segment][c_out of all units], or null
   int64_t weight_size;
-  int64_t block;                 // images a block
-  int64_t segments;              // of the output's rows
+  int64_t block;     // images a block
+  int64_t segments;  // of the output's rows
 };
 
 // y = after_residual(activation(norm(z)) + residual), pixels of z, y and residual dense.

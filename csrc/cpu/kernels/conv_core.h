@@ -132,8 +132,13 @@ void conv_flat(const T* in, const int64_t* offsets, int taps, const T* weights, 
 
 // Rows of one output vector each that conv_rows makes at a time, beside three weights a channel.
 constexpr int rows_of_strip(int channels) {
-  return BUNIT_REGISTERS == 32 ? (channels == 1 ? 8 : channels == 2 ? 8 : channels == 3 ? 6 : 4)
-                               : (channels == 1 ? 6 : channels == 2 ? 4 : 0);
+  return BUNIT_REGISTERS == 32 ? (channels == 1   ? 8
+                                  : channels == 2 ? 8
+                                  : channels == 3 ? 6
+                                                  : 4)
+                               : (channels == 1   ? 6
+                                  : channels == 2 ? 4
+                                                  : 0);
 }
 
 // `Rows` rows of a vector of `Channels` output channels of a 3x3 convolution, stride 1.
@@ -245,8 +250,8 @@ BUNIT_INLINE bool takes_rows(bool plain, int channels, int64_t width) {
          width * 20 >= vectors * kLanes<T> * 17;
 }
 
-// out[c][y][x] = activation(bias[c] + sum over c_in, ky, kx) for `rows` rows of `width` pixels; only
-// pixels are written.
+// out[c][y][x] = activation(bias[c] + sum over c_in, ky, kx) for `rows` rows of `width` pixels;
+// only pixels are written.
 template <class T>
 void conv_rows(const T* in, int64_t row, int64_t in_plane, int c_in, const T* weights,
                const T* bias, int channels, Activation activation, bool around, T* out,
@@ -271,12 +276,12 @@ void conv_rows(const T* in, int64_t row, int64_t in_plane, int c_in, const T* we
   }
 }
 
-// `Taps` weight gradients of `Channels` channels: out[c][t] += sum_p grad[c][p] * in[offsets[t] + p].
+// `Taps` weight gradients of `Channels` channels: out[c][t] += sum_p grad[c][p] * in[offsets[t] +
+// p].
 template <class T, int Channels, int Taps>
 BUNIT_INLINE void weight_grad_block(const T* grad, int64_t grad_plane, const T* in,
-                                    const int64_t* offsets,
-                                    const typename VecOf<T>::Int* mask, int64_t flat, T* out,
-                                    int64_t out_stride) {
+                                    const int64_t* offsets, const typename VecOf<T>::Int* mask,
+                                    int64_t flat, T* out, int64_t out_stride) {
   Vec<T> acc[Channels][Taps];
 #pragma GCC unroll 16
   for (int c = 0; c < Channels; ++c) {
@@ -309,7 +314,9 @@ BUNIT_INLINE void weight_grad_block(const T* grad, int64_t grad_plane, const T* 
 }
 
 constexpr int taps_of(int channels) {
-  return BUNIT_REGISTERS == 32 ? (channels < 3 ? 9 : channels == 3 ? 7 : 6)
+  return BUNIT_REGISTERS == 32 ? (channels < 3    ? 9
+                                  : channels == 3 ? 7
+                                                  : 6)
                                : (channels < 3 ? 4 : 3);
 }
 
@@ -330,8 +337,8 @@ void weight_grad_channels(const T* grad, int64_t grad_plane, const T* in, const 
   }
 }
 
-// out[c][t] += sum over p < flat of grad[c][p] * in[offsets[t] + p]. `mask` is all ones where p is a
-// pixel and zero between rows, where one factor is zero but the other may be infinite.
+// out[c][t] += sum over p < flat of grad[c][p] * in[offsets[t] + p]. `mask` is all ones where p is
+// a pixel and zero between rows, where one factor is zero but the other may be infinite.
 template <class T>
 void weight_grad_flat(const T* grad, int64_t grad_plane, const T* in, const int64_t* offsets,
                       int taps, int channels, const typename VecOf<T>::Int* mask, int64_t flat,

@@ -137,8 +137,8 @@ BUNIT_INLINE void write_row(const Image& image, int64_t offset, int64_t stride,
   double* data = static_cast<double*>(const_cast<void*>(image.data));
   write_as(source, data + offset, stride, n);
 }
-BUNIT_INLINE void write_row(const Image& image, int64_t offset, int64_t stride,
-                            const float* source, int64_t n) {
+BUNIT_INLINE void write_row(const Image& image, int64_t offset, int64_t stride, const float* source,
+                            int64_t n) {
   void* data = const_cast<void*>(image.data);
   switch (image.dtype) {
     case Scalar::bfloat16:

@@ -68,8 +68,8 @@ struct UnitForward {
     if (l == 0) {
       const PlaneMap map{kind.row, level.plane, call.stride, level.pad, level.phases};
       const auto load = [&](const auto& reader) {
-        load_planes(reader, call.x.h, call.x.w, has_dense_rows(call.x), unit.in_channel,
-                    level.c_in, map, begin, from, end, buffers[0]);
+        load_planes(reader, call.x.h, call.x.w, has_dense_rows(call.x), unit.in_channel, level.c_in,
+                    map, begin, from, end, buffers[0]);
       };
       if (call.in_norm.mean) {
         load(ReadNormalised<T>{call.x, n, call.in_norm, call.in_activation, spare});
@@ -231,8 +231,8 @@ BUNIT_INLINE Window input_rows(const ForwardCall& call, const Kind& kind, int64_
 
 // Units [first, last) of image n, output rows of one segment.
 template <class T>
-void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t last,
-                  int64_t segment, void* scratch) {
+void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t last, int64_t segment,
+                  void* scratch) {
   ForwardCall call = given;
   T* memory = static_cast<T*>(scratch);
   const int64_t y0 = call.y.h * segment / call.segments;

@@ -69,8 +69,8 @@ void to_planes(const Image& image, int64_t offset, int64_t step, int64_t pixels,
 }
 
 template <class T>
-void from_planes(const Image& image, int64_t offset, int64_t step, int64_t pixels,
-                 int64_t channels, const T* planes, int64_t plane) {
+void from_planes(const Image& image, int64_t offset, int64_t step, int64_t pixels, int64_t channels,
+                 const T* planes, int64_t plane) {
   constexpr int kN = kLanes<T>;
   for (int64_t c = 0; c < channels; c += kN) {
     const int64_t width = at_most(kN, channels - c);
