@@ -1,8 +1,8 @@
 #include "runtime.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/Exception.h>
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <atomic>

@@ -1,9 +1,9 @@
 // Tensors of the stable ABI as the kernels see them.
 #pragma once
 
-#include <torch/headeronly/util/Exception.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
 #include <string>
