@@ -61,6 +61,7 @@ class Session:
         self.selected: dict[tuple[str, str], list[str]] = {}
         self.groups: dict = {}
         self.child = MappedProcess()
+        self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         self._rates: dict | None = None
 
     @property
@@ -88,6 +89,7 @@ class Session:
     def results(self) -> dict:
         return {
             "machine": machine(),
+            "load_before": self.load,
             "rates": self.rates,
             "commit": commit(),
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -123,7 +125,7 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(
         f"{computer['cpu']}, {computer['threads']} threads, {computer['isa']}, torch "
         f"{computer['torch']}: {rates['flops'] / 1e9:.0f} GFLOP/s ({rates['flops_by']}), copy "
-        f"{rates['bytes'] / 1e9:.1f} GB/s"
+        f"{rates['bytes'] / 1e9:.1f} GB/s; load average before: {found['load_before']}"
     )
     for group in found["groups"]:
         terminalreporter.write_line("")

@@ -105,13 +105,19 @@ def group_table(group: dict, rates: dict) -> list[str]:
 
 def _row(name: str, fresh: dict, mapped: dict, ours: str | None, group: dict) -> str:
     s = fresh[name]
-    quartiles = f"{s['q1'] * 1e3:.3g} - {s['q3'] * 1e3:.3g}"
+    quartiles = f"{_ms(s['q1'])} - {_ms(s['q3'])}"
     ratio = f"{s['median'] / fresh[ours]['median']:.2f}" if ours else ""
     gflops = group["flops"] / s["median"] / 1e9
     share = f"{group['floor'] / s['median']:.0%}"
-    line = f"  {name:34}{s['median'] * 1e3:>10.4g}{quartiles:>19}{ratio:>8}{gflops:>9.1f}{share:>7}"
+    line = f"  {name:34}{_ms(s['median']):>10}{quartiles:>19}{ratio:>8}{gflops:>9.1f}{share:>7}"
     if name in mapped:
         m = mapped[name]["median"]
         ratio = f"{m / mapped[ours]['median']:.2f}" if ours in mapped else ""
-        line += f"{m * 1e3:>12.4g}{ratio:>8}{group['floor'] / m:>7.0%}"
+        line += f"{_ms(m):>12}{ratio:>8}{group['floor'] / m:>7.0%}"
     return line
+
+
+def _ms(seconds: float) -> str:
+    """Milliseconds with three digits or more, never in powers of ten."""
+    value = seconds * 1e3
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

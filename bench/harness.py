@@ -2,9 +2,10 @@
 
 **Interleaved.** All variants of a group run in one process in rounds A B C, B C A, ..., so that
 what changes while they run (clock, neighbours) hits all alike; medians and quartiles of the rounds
-are kept. The order within a round is drawn anew each time, and a quick variant runs once untimed before
-its sample: what the one before it left in caches and in the allocator must not always meet the
-same one. A variant that is hopelessly slow (:data:`HOPELESS`) gets two rounds.
+are kept. The order within a round is drawn anew each time, and a quick variant runs once untimed
+before its sample: what the one before it left in caches and in the allocator must not always meet
+the same one. A peer that is hopelessly slow (:data:`HOPELESS`) gets two rounds, unless it is one of
+those that ours is to be compared with: the loop and the library's forms.
 
 **Fresh and mapped.** glibc gives large freed blocks back to the system, so that each large output
 is made of pages that the system must first map and clear: page faults, which can cost more than the
@@ -80,8 +81,12 @@ class Samples:
 def worth_more(samples: dict[str, Samples]) -> list[str]:
     """The variants that are not hopelessly slow."""
     medians = {name: statistics.median(s.seconds) for name, s in samples.items()}
-    limit = max(HOPELESS * min(medians.values(), default=0), SLOW_SECONDS)
-    return [name for name, median in medians.items() if median <= limit]
+    limit = HOPELESS * min(medians.values(), default=0)
+    return [name for name, t in medians.items() if t <= limit or not may_be_hopeless(name, t)]
+
+
+def may_be_hopeless(name: str, seconds: float) -> bool:
+    return seconds > SLOW_SECONDS and PEERS[name].family == "other"
 
 
 @dataclass
@@ -143,7 +148,7 @@ def measure(
     limit = best * (HOPELESS_IN_HASTE if haste else HOPELESS)
     for name, seconds in first.items():
         samples[name].iterations = max(1, min(100, int(SAMPLE_SECONDS / seconds)))
-    hopeless = {name for name, seconds in first.items() if seconds > max(limit, SLOW_SECONDS)}
+    hopeless = {name for name, t in first.items() if t > limit and may_be_hopeless(name, t)}
     for name in hopeless:  # its warm-up is one of its two rounds
         samples[name].add(*warm_up[name])
     order = random.Random(0)
