@@ -8,6 +8,9 @@ from ..layout import linear_rows
 from ..ops import CPU_MISSING
 from .base import BatchStats
 
+if CPU_MISSING is None:
+    from ..ops.unit_conv2d_train import unit_conv2d_train
+
 ops = torch.ops.bunit_kernels
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -45,7 +48,7 @@ class Cpp:
         )
 
     def unit_conv2d_train(self, x, weights, gammas, betas, geometry, activations, eps, residual):
-        out, _, stats = ops.stacked_unit_conv2d_train(
+        out, stats = unit_conv2d_train(
             x, weights, gammas, betas, residual, geometry.rows, geometry.stride,
             geometry.dilation, eps, activations.hidden, activations.out, activations.residual,
         )  # fmt: skip
