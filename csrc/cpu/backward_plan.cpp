@@ -8,7 +8,7 @@ namespace bunit {
 namespace {
 
 constexpr int64_t kStageBytes = 512 * 1024;  // planes of interleaved channels
-constexpr int64_t kCacheBytes = 64 * 1024;   // a segment's buffers: first and second level
+constexpr int64_t kCacheBytes = 256 * 1024;  // a segment's buffers: first and second level
 // Work is split alike whatever the number of threads, so that sums come out the same: into about
 // this many items, blocks of images first.
 constexpr int64_t kItems = 64;

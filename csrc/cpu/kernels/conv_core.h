@@ -308,8 +308,10 @@ BUNIT_INLINE void weight_grad_block(const T* grad, int64_t grad_plane, const T* 
   int64_t p = 0;
   for (; p + kLanes<T> <= flat; p += kLanes<T>) add(p, ~Mask<T>{});
   if (p < flat) add(p, first_lanes<T>(flat - p));  // `mask` goes on with rows that are not ours
+  T sums[Channels * Taps];
+  sum_each<T>(&acc[0][0], Channels * Taps, sums);
   for (int c = 0; c < Channels; ++c) {
-    for (int t = 0; t < Taps; ++t) out[c * out_stride + t] += sum<T>(acc[c][t]);
+    for (int t = 0; t < Taps; ++t) out[c * out_stride + t] += sums[c * Taps + t];
   }
 }
 

@@ -9,39 +9,6 @@
 
 namespace bunit::BUNIT_ISA {
 
-// v[i] lane j becomes v[j] lane i.
-template <class T>
-BUNIT_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
-  constexpr int kN = kLanes<T>;
-#if defined(__clang__)
-  T lanes[kN][kN], turned[kN][kN];
-  memcpy(lanes, v, sizeof(v));
-  for (int i = 0; i < kN; ++i) {
-    for (int j = 0; j < kN; ++j) turned[j][i] = lanes[i][j];
-  }
-  memcpy(v, turned, sizeof(v));
-#else
-  // log2(N) times: interleave vector i with vector i + N / 2.
-  Mask<T> low{}, high{};
-#pragma GCC unroll 16
-  for (int j = 0; j < kN; ++j) {
-    low[j] = j / 2 + (j % 2) * kN;
-    high[j] = low[j] + kN / 2;
-  }
-#pragma GCC unroll 4
-  for (int width = 1; width < kN; width *= 2) {
-    Vec<T> out[kN];
-#pragma GCC unroll 16
-    for (int i = 0; i < kN / 2; ++i) {
-      out[2 * i] = __builtin_shuffle(v[i], v[i + kN / 2], low);
-      out[2 * i + 1] = __builtin_shuffle(v[i], v[i + kN / 2], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kN; ++i) v[i] = out[i];
-  }
-#endif
-}
-
 // `pixels` pixels, `step` elements apart from `offset` on, of `channels` channels to planes.
 template <class T>
 void to_planes(const Image& image, int64_t offset, int64_t step, int64_t pixels, int64_t channels,

@@ -85,6 +85,58 @@ BUNIT_INLINE T sum(Vec<T> v) {
   return lanes[0];
 }
 
+// v[i] lane j becomes v[j] lane i.
+template <class T>
+BUNIT_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
+  constexpr int kN = kLanes<T>;
+#if defined(__clang__)
+  T lanes[kN][kN], turned[kN][kN];
+  memcpy(lanes, v, sizeof(v));
+  for (int i = 0; i < kN; ++i) {
+    for (int j = 0; j < kN; ++j) turned[j][i] = lanes[i][j];
+  }
+  memcpy(v, turned, sizeof(v));
+#else
+  // log2(N) times: interleave vector i with vector i + N / 2.
+  Mask<T> low{}, high{};
+#pragma GCC unroll 16
+  for (int j = 0; j < kN; ++j) {
+    low[j] = j / 2 + (j % 2) * kN;
+    high[j] = low[j] + kN / 2;
+  }
+#pragma GCC unroll 4
+  for (int width = 1; width < kN; width *= 2) {
+    Vec<T> out[kN];
+#pragma GCC unroll 16
+    for (int i = 0; i < kN / 2; ++i) {
+      out[2 * i] = __builtin_shuffle(v[i], v[i + kN / 2], low);
+      out[2 * i + 1] = __builtin_shuffle(v[i], v[i + kN / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kN; ++i) v[i] = out[i];
+  }
+#endif
+}
+
+// out[i] = sum of the lanes of v[i], for `n` vectors.
+template <class T>
+BUNIT_INLINE void sum_each(const Vec<T>* v, int n, T* out) {
+  constexpr int kN = kLanes<T>;
+  for (int first = 0; first < n; first += kN) {
+    Vec<T> block[kN];
+#pragma GCC unroll 16
+    for (int i = 0; i < kN; ++i) block[i] = first + i < n ? v[first + i] : Vec<T>{};
+    transpose<T>(block);
+#pragma GCC unroll 4
+    for (int width = kN / 2; width > 0; width /= 2) {
+#pragma GCC unroll 16
+      for (int i = 0; i < width; ++i) block[i] += block[i + width];
+    }
+    const int count = n - first < kN ? n - first : kN;
+    memcpy(out + first, block, size_t(count) * sizeof(T));
+  }
+}
+
 // A comparison is written so that NaN takes the branch that returns it.
 template <class T>
 BUNIT_INLINE Vec<T> max0(Vec<T> x) {
