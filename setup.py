@@ -1,11 +1,11 @@
 """Builds the compiled parts, and is the build backend that pip calls (see pyproject.toml).
 
-Two shared objects with no Python in them, loaded with ``torch.ops.load_library``: ``_C_cpu.so`` and,
-where nvcc and a CUDA build of torch are there, ``_C_cuda.so``. Both use torch's stable ABI alone, so
-one build serves every torch from 2.11 on and every Python.
+Two shared objects with no Python in them, loaded with ``torch.ops.load_library``: ``_C_cpu.so``
+and, where nvcc and a CUDA build of torch are there, ``_C_cuda.so``. Both use torch's stable ABI
+alone, so one build serves every torch from 2.11 on and every Python.
 
-Environment variables: ``CXX`` (compiler), ``BUNIT_CUDA`` (``0``: leave the CUDA part out, ``1``: fail
-where it cannot be built), ``TORCH_CUDA_ARCH_LIST`` (such as ``8.0;9.0``), ``CUDA_HOME``.
+Environment variables: ``CXX`` (compiler), ``BUNIT_CUDA`` (``0``: leave the CUDA part out, ``1``:
+fail where it cannot be built), ``TORCH_CUDA_ARCH_LIST`` (such as ``8.0;9.0``), ``CUDA_HOME``.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .backends import BackendUnavailable
+
 
 def count_parameters(model: nn.Module) -> int:
     """Learnable values of ``model``; a shared tensor counts once."""
@@ -44,6 +46,8 @@ def count_flops(model: nn.Module, input_size: Sequence[int]) -> int:
     with _evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:
             model(x)
+        except (NotImplementedError, BackendUnavailable):
+            raise  # says what is missing here, not that the shape is wrong
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"the model cannot take an item of shape {tuple(input_size)}: {error}"

@@ -10,8 +10,9 @@ from bunit_kernels.layout import ConvGeometry, StackLayout, resolve_units
 
 ACTIVATION_NAMES = ("relu", "relu6", "leaky_relu", "gelu", "silu", "hardswish", "identity")
 
-#: Strides a tensor may come in (``laid_out`` in reference_runs.py makes them).
-LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "expanded")
+#: Strides a tensor may come in (``laid_out`` in reference_runs.py makes them); ``"loose"`` are
+#: contiguous ones but for dimensions of size 1, whose stride means nothing.
+LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "expanded", "loose")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def layout_of(case: Case) -> StackLayout:
     return case.stack if isinstance(case, LinearCase) else case.geometry.layout
 
 
+_THIN = ((12, 4, 1), (12, 1, 4), (12, 1, 1), (1, 4, 5))  # a size of 1 has any stride
 _WIDTHS = (1, 2, 5, 7, 8, 13, 17, 31, 33, 56)
 
 LEVEL_CONVS = (
@@ -153,6 +155,8 @@ LEVEL_CONVS = (
     ConvCase(("2-2", "2-2:k5"), bias=False, dilation=2),
     *(ConvCase("2-3", 5, layout=x, grad_layout=x) for x in LAYOUTS),
     *(ConvCase(("2-3", "1-1"), layout=x, grad_layout=x) for x in LAYOUTS),
+    *(ConvCase("2-3", 2, size=s, layout="loose", grad_layout="loose") for s in _THIN),
+    *(ConvCase("1-1", 1, size=s, layout="loose", grad_layout="loose") for s in _THIN),
     *(ConvCase("2-4", 2, out_activation=name) for name in ACTIVATION_NAMES),
 )
 
@@ -210,6 +214,8 @@ UNIT_CONVS = (
     ConvCase(("1-2-1", "3-1-3:k5"), stride=2, dilation=2, size=(2, 9, 9), bias=False),
     ConvCase(("2-4-2-1", "1-1-1-2"), size=(3, 1, 1)),
     *(ConvCase("2-3-2", 3, layout=x, grad_layout=x) for x in LAYOUTS if x != "expanded"),
+    *(ConvCase("2-3-2", 2, size=s, layout="loose", grad_layout="loose") for s in _THIN),
+    *(ConvCase("1-2-1", 1, size=s, layout="loose", grad_layout="loose") for s in _THIN),
     *(ConvCase("2-4-2", 2, activation=name) for name in ACTIVATION_NAMES),
     *(ConvCase("2-4-2", 2, out_activation=name) for name in ACTIVATION_NAMES),
 )

@@ -69,6 +69,12 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
         return x.repeat_interleave(2, dim=-1)[..., ::2]
     if layout == "expanded" and x.dim() > 1 and x.shape[0] > 0:
         return x[:1].expand_as(x)
+    if layout == "loose":
+        x = x.contiguous()
+        strides = [
+            s if n > 1 else 5 + i for i, (n, s) in enumerate(zip(x.shape, x.stride(), strict=True))
+        ]
+        return x.as_strided(x.shape, strides)
     return x
 
 

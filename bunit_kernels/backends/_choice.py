@@ -18,10 +18,10 @@ VARIABLE = "BUNIT_BACKEND"
 _BACKENDS: dict[str, Backend] = {b.name: b for b in (Reference(), TorchOps(), Cpp())}
 
 #: Names that are part of the interface and whose kernels are not in this version.
-_NOT_BUILT = {
-    name: "this version has no kernels for it yet; on a CUDA device use backend('torch') or 'auto'"
-    for name in ("cuda", "triton")
-}
+_NOT_BUILT = dict.fromkeys(
+    ("cuda", "triton"),
+    "this version has no kernels for it yet; on a CUDA device use backend('torch') or 'auto'",
+)
 
 NAMES = ("auto", *_BACKENDS, *_NOT_BUILT)
 
@@ -57,7 +57,7 @@ def get_backend() -> str:
 
 
 def describe(device: torch.device | str = "cpu") -> str:
-    """What runs stacked layers on ``device`` now, for people: ``"cpp"``, ``"auto (cpp, torch)"``."""
+    """What runs stacked layers on ``device`` now, to read: ``"cpp"``, ``"auto (cpp, torch)"``."""
     if _current != "auto":
         return _current
     usable = available(device)

@@ -1,9 +1,8 @@
 """Where ``auto`` leaves a call on the CPU to PyTorch's own operators.
 
 One table: the width of units (the widest level's narrower side) from which PyTorch is at least as
-fast. Measured with ``python bench/crossover.py`` on two cores of an AMD EPYC (Zen 5, AVX-512), torch
-2.13.0 (CPU build), float32, 2026-11-24: what is not in the table was faster in ``cpp`` at every width
-up to 64.
+fast. Measured with ``python bench/crossover.py`` on two cores of an AMD EPYC (Zen 5, AVX-512),
+torch 2.13.0 (CPU build), float32, 2026-11-24.
 """
 
 from __future__ import annotations

@@ -43,7 +43,12 @@ class Backend(Protocol):
         """Why it cannot run there, with the remedy; ``None`` where it can."""
 
     def conv2d(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, activation: str
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: ConvGeometry,
+        activation: str,
     ) -> Tensor:
         """One level: convolution, bias, activation."""
 

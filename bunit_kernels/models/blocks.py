@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -73,6 +74,4 @@ def total_widths(units: Sequence[UnitSpec]) -> list[int]:
 def dense_levels(units: Sequence[UnitSpec], kernel_size: int = 3) -> nn.Sequential:
     """The dense counterpart of a stacked convolution: as many levels, of the same total widths."""
     widths = total_widths(units)
-    return nn.Sequential(
-        *(conv_norm_relu(a, b, kernel_size) for a, b in zip(widths, widths[1:], strict=False))
-    )
+    return nn.Sequential(*(conv_norm_relu(a, b, kernel_size) for a, b in pairwise(widths)))

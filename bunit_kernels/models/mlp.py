@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -58,7 +59,7 @@ def _stacked(units: Sequence[UnitSpec]) -> nn.Module:
 def _dense(units: Sequence[UnitSpec]) -> nn.Module:
     widths = total_widths(units)
     levels = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         levels += [nn.Linear(a, b), nn.ReLU(inplace=True)]
     return nn.Sequential(*levels)
 
@@ -93,4 +94,4 @@ def _units_over(features: int) -> tuple[UnitSpec, ...]:
     """As many 4-2-2 units as fit ``features`` inputs, and a narrower one for the rest."""
     count, rest = divmod(features, _PIXELS.in_channels)
     units = (_PIXELS,) * count
-    return units + (UnitSpec((rest, *_PIXELS.widths[1:])),) if rest else units
+    return (*units, UnitSpec((rest, *_PIXELS.widths[1:]))) if rest else units

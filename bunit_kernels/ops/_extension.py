@@ -22,7 +22,7 @@ def _load(name: str) -> str | None:
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        return f"the compiled part {path.name} does not load with torch {torch.__version__}: {error}"
+        return f"{path.name} does not load with torch {torch.__version__}: {error}"
     return None
 
 

@@ -50,9 +50,7 @@ def _grad_forward(ctx, grad):
     if need_x:
         grad_x = ops.stacked_conv2d_grad_input(grad, weight, x.shape, *ctx.config)
     if need_weight or need_bias:
-        grad_weight, grad_bias = ops.stacked_conv2d_grad_weight(
-            grad, x, weight.shape, *ctx.config
-        )
+        grad_weight, grad_bias = ops.stacked_conv2d_grad_weight(grad, x, weight.shape, *ctx.config)
     return grad_x, grad_weight, grad_bias if need_bias else None, None, None, None, None
 
 
@@ -103,9 +101,13 @@ torch.library.register_autograd(
 
 def level_flops(units, depth, level, pixels):
     """2 x multiply-adds of one level over ``pixels`` output pixels (batch included)."""
-    return 2 * pixels * sum(
-        count * k * k * widths[level] * widths[level + 1]
-        for count, k, _, widths in conv_rows(units, depth)
+    return (
+        2
+        * pixels
+        * sum(
+            count * k * k * widths[level] * widths[level + 1]
+            for count, k, _, widths in conv_rows(units, depth)
+        )
     )
 
 

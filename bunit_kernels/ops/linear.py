@@ -6,6 +6,7 @@ As with ``stacked_conv2d``, the gradients' own gradients are these three operato
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
@@ -102,9 +103,13 @@ torch.library.register_autograd(
 
 def unit_flops(units, depth, rows):
     """2 x multiply-adds of ``depth`` linear levels over ``rows`` rows."""
-    return 2 * rows * sum(
-        count * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-        for count, widths in linear_rows(units, depth)
+    return (
+        2
+        * rows
+        * sum(
+            count * sum(a * b for a, b in pairwise(widths))
+            for count, widths in linear_rows(units, depth)
+        )
     )
 
 
