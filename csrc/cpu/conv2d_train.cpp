@@ -103,7 +103,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
   STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == stack.channels[0], "expected an input [N, ",
                   stack.channels[0], ", H, W]");
   STD_TORCH_CHECK(gammas.size() == weights.size() && betas.size() == weights.size(),
-                  "as many gammas and betas as weights, please");
+                  "expected a gamma and a beta a level: ", weights.size(), " levels, ",
+                  gammas.size(), " gammas, ", betas.size(), " betas");
   const bool channels_last = output_is_channels_last(x);
   int64_t total = 0;
   for (int l = 0; l < depth; ++l) {
@@ -177,14 +178,15 @@ ChannelRows grad_means(const std::vector<double>& sums, double count, Scalar dty
 std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Tensor& gradient, const Tensor& x, const std::vector<Tensor>& weights,
     const std::vector<Tensor>& gammas, const std::vector<Tensor>& betas,
-    const std::vector<Tensor>& pre_norms, const Tensor& stats, const std::vector<int64_t>& units,
-    int64_t stride, int64_t dilation, const std::string& activation,
-    const std::string& out_activation) {
+    const std::vector<Tensor>& given_pre_norms, const Tensor& stats,
+    const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
+    const std::string& activation, const std::string& out_activation) {
   const int depth = int(weights.size());
   const Stack stack = Stack::conv(units, depth);
   const Scalar dtype = scalar_of(x);
-  const bool channels_last =
-      is_channels_last(pre_norms.back()) && !pre_norms.back().is_contiguous();
+  const bool channels_last = output_is_channels_last(given_pre_norms.back());
+  std::vector<Tensor> pre_norms;  // as train() made them, whatever became of their strides
+  for (const Tensor& z : given_pre_norms) pre_norms.push_back(contiguous_like(z, channels_last));
   const int64_t total = stats.size(1);
   const Values<double> stat_values(stats);
   std::vector<LevelNorm> norms;

@@ -75,8 +75,13 @@ inline Tensor new_output(const Tensor& like, std::vector<int64_t> shape, bool ch
 }
 
 inline Image image_of(const Tensor& x) {
-  return {x.const_data_ptr(), scalar_of(x), x.size(0),   x.size(1),   x.size(2),
-          x.size(3),          x.stride(0),  x.stride(1), x.stride(2), x.stride(3)};
+  Image image{x.const_data_ptr(), scalar_of(x), x.size(0),   x.size(1),   x.size(2),
+              x.size(3),          x.stride(0),  x.stride(1), x.stride(2), x.stride(3)};
+  // A dimension of size 1 may have any stride; here it gets one that lets pixels be gone through
+  // without regard to rows.
+  if (image.w == 1) image.stride_w = image.stride_h;
+  if (image.h == 1) image.stride_h = image.w * image.stride_w;
+  return image;
 }
 
 // [..., C] seen as a channels_last image [1, C, rows, 1].
