@@ -17,18 +17,18 @@ NEVER = 1 << 30
 #: (operation, whether a gradient may follow, whether channels_last) -> width
 FROM_WIDTH = {
     ("conv2d", False, False): NEVER,
-    ("conv2d", False, True): 32,
-    ("conv2d", True, False): 16,
-    ("conv2d", True, True): 16,
+    ("conv2d", False, True): 8,
+    ("conv2d", True, False): 32,
+    ("conv2d", True, True): 4,
     ("unit_conv2d", False, False): NEVER,
-    ("unit_conv2d", False, True): 32,
-    ("unit_conv2d", True, False): 16,
-    ("unit_conv2d", True, True): 16,
+    ("unit_conv2d", False, True): 16,
+    ("unit_conv2d", True, False): 8,
+    ("unit_conv2d", True, True): 4,
     ("unit_conv2d_train", True, False): 16,
-    ("unit_conv2d_train", True, True): 16,
-    ("linear", False, False): 8,
+    ("unit_conv2d_train", True, True): 4,
+    ("linear", False, False): 1,
     ("linear", True, False): 1,
-    ("unit_linear", False, False): 16,
+    ("unit_linear", False, False): 8,
     ("unit_linear", True, False): 1,
 }
 
