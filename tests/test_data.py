@@ -445,7 +445,7 @@ def test_flip_mirrors_about_half():
 
 def test_augmentations_by_name():
     assert (resolve("auto", 3), resolve("auto", 1), resolve("none", 3)) == (
-        "crop-flip", "shift", "none",
+        "crop-flip", "none", "none",
     )  # fmt: skip
     images = torch.from_numpy(noise(10, 3, 8, 8))
     assert augment("none", images, generator()) is images

@@ -10,11 +10,12 @@ AUGMENTATIONS = ("auto", "none", "shift", "crop-flip")
 
 
 def resolve(name: str, channels: int) -> str:
-    """What ``auto`` stands for: ``crop-flip`` for colour images, ``shift`` for grey ones, which are
-    mostly characters, and characters are not to be mirrored."""
+    """What ``auto`` stands for: ``crop-flip`` for colour images, ``none`` for grey ones. Those are
+    mostly centred characters: not to be mirrored, and shifting them made both bunit_cnn on digits
+    (three seeds: 99.3 % against 99.8 %) and bunit_mlp on MNIST (95.0 % against 96.4 %) worse."""
     if name != "auto":
         return name
-    return "crop-flip" if channels == 3 else "shift"
+    return "crop-flip" if channels == 3 else "none"
 
 
 def augment(name: str, images: Tensor, generator: torch.Generator) -> Tensor:

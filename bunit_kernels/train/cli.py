@@ -158,7 +158,7 @@ def _add_task(group) -> None:
     _option(
         group,
         "augment",
-        "variation of training images; auto: crop-flip for colour, shift for grey",
+        "variation of training images; auto: crop-flip for colour, none for grey",
         choices=AUGMENTATIONS,
     )
     _option(group, "limit", "use at most N training and test images", type=int, metavar="N")

@@ -11,13 +11,7 @@ import torch.nn.functional as F
 from .. import backends
 from ..models import create_model, dense_counterpart
 from . import report as reporting
-from .checkpoint import (
-    check_data,
-    check_model,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from .checkpoint import check_data, check_model, load_checkpoint, load_weights, save_checkpoint
 from .errors import UserError, first_line, require
 from .files import write_json
 from .loop import Feed, Learner
@@ -98,6 +92,8 @@ class Run:
         print()
         print(reporting.table(self.report, names))
         print()
+        if comparison is not None:
+            print("TCA and TSA by our formulas (bunit_kernels.metrics), not the paper's")
         print(f"checkpoints and {METRICS}: {self.folder}")
 
     def _arguments(self) -> dict:
