@@ -31,7 +31,7 @@ class ConvCase:
     bias: bool = True
     residual: str | None = None  # activation after the residual
     layout: str = "contiguous"  # of the input, one of LAYOUTS
-    grad_layout: str = "contiguous"  # of the output's gradient
+    grad_layout: str = "contiguous"  # of the gradient of the output, and of the residual
 
     @property
     def geometry(self) -> ConvGeometry:
@@ -214,7 +214,10 @@ UNIT_CONVS = (
     ConvCase(("1-2-1", "3-1-3:k5"), stride=2, dilation=2, size=(2, 9, 9), bias=False),
     ConvCase(("2-4-2-1", "1-1-1-2"), size=(3, 1, 1)),
     *(ConvCase("2-3-2", 3, layout=x, grad_layout=x) for x in LAYOUTS if x != "expanded"),
-    *(ConvCase("2-3-2", 2, size=s, layout="loose", grad_layout="loose") for s in _THIN),
+    *(
+        ConvCase("2-3-2", 2, size=s, layout="loose", grad_layout="loose", residual="relu")
+        for s in _THIN
+    ),
     *(ConvCase("1-2-1", 1, size=s, layout="loose", grad_layout="loose") for s in _THIN),
     *(ConvCase("2-4-2", 2, activation=name) for name in ACTIVATION_NAMES),
     *(ConvCase("2-4-2", 2, out_activation=name) for name in ACTIVATION_NAMES),

@@ -20,9 +20,9 @@ KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "relu6": (0.0, 6.0), "hardswish":
 class Condition:
     """What makes a comparison with the loop a matter of luck, over all levels of all units.
 
-    ``kink_distance``: how near a pre-activation comes to a kink, relative to the sum of the
-    magnitudes that it is a sum of. ``spread``: the smallest standard deviation that a channel has
-    before its norm, relative to its mean and to that same sum.
+    Both are relative to the size of what is summed up to a value, the root of the sum of squares.
+    ``kink_distance``: how near a pre-activation comes to a kink. ``spread``: the smallest standard
+    deviation that a channel has before its norm (to its mean, too).
     """
 
     kink_distance: float = math.inf
@@ -83,7 +83,8 @@ def _run_unit(case, t, index, fixed_statistics=False, seen=None):
         bias = t["biases"][level][channels] if t["biases"] else None
         z = run(h, weight, bias)
         if seen:
-            size = run(h.abs(), weight.abs(), None if bias is None else bias.abs())
+            squares = run(h.square(), weight.square(), None if bias is None else bias.square())
+            size = squares.sqrt()
         if t["gammas"]:
             gamma, beta = t["gammas"][level][channels], t["betas"][level][channels]
             if seen:

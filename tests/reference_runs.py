@@ -13,7 +13,7 @@ from torch import Tensor
 from bunit_kernels import functional as F
 
 #: What drawn tensors keep to (see ``Condition``), so that results can be compared.
-KINK_DISTANCE, SPREAD = 3e-6, 0.03
+KINK_DISTANCE, SPREAD = 1e-5, 0.1
 
 
 def draw(
@@ -54,7 +54,9 @@ def _draw(case: Case, generator: torch.Generator, norms: bool) -> Tensors:
         "biases": [normal(c) / 2 for c in channels] if case.bias and not norms else [],
         "gammas": [1 + normal(c) / 4 for c in channels] if norms else [],
         "betas": [normal(c) / 2 for c in channels] if norms else [],
-        "residual": [normal(*case.output_shape)] if case.residual else [],
+        "residual": [laid_out(normal(*case.output_shape), case.grad_layout)]
+        if case.residual
+        else [],
         "grad": [laid_out(normal(*case.output_shape), case.grad_layout)],
     }
 

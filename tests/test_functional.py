@@ -228,7 +228,8 @@ def test_batch_statistics(case, dtype, every_backend, seed):
         _, expected = unit_conv2d_train_with_stats(case, converted(tensors, torch.float64))
     share = tolerance(dtype, case.longest_sum, roundings(case))
     for mine, theirs in zip(actual, expected, strict=True):
-        assert_near(mine.mean, theirs.mean, share, "mean")
+        # A mean near zero is a sum of values of the standard deviation's size.
+        assert_near(mine.mean, theirs.mean, share, "mean", largest(theirs.var.sqrt()))
         assert_near(mine.var, theirs.var, 2 * share, "variance, a square")
 
 
