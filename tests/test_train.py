@@ -117,7 +117,7 @@ def test_every_model_runs(images, tmp_path):
         ["--amp"],
         ["--channels-last", "--nesterov", "--warmup-epochs", "1", "--label-smoothing", "0.1"],
         ["--backend", "reference", "--no-dense", "--limit", "40", "--image-size", "5"],
-        ["--augment", "crop-flip", "--threads", "2", "--batch-size", "1000"],
+        ["--augment", "crop-flip", "--batch-size", "1000"],
     ],
 )
 def test_options_run(tiny, options, capsys):
