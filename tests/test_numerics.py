@@ -139,10 +139,11 @@ def test_variance_does_not_cancel(case, every_backend, seed):
     with torch.no_grad():
         _, actual = unit_conv2d_train_with_stats(case, t)
         _, right = unit_conv2d_train_with_stats(case, converted(t, torch.float64))
-    for mine, theirs in zip(actual[:1], right[:1], strict=True):
-        share = theirs.mean.abs() / theirs.var.sqrt()
-        assert ((mine.mean - theirs.mean).abs() <= 16 * EPS * theirs.mean.abs().max()).all()
-        assert ((mine.var - theirs.var).abs() <= 16 * EPS * (1 + share) * theirs.var).all()
+    mine, theirs = actual[0], right[0]
+    # The values are sums of inputs of size 1000 times weights of about 1, rounded at that size.
+    share = 4 * EPS * (1 + 1e3 / theirs.var.sqrt())
+    assert ((mine.mean - theirs.mean).abs() <= 16 * EPS * theirs.mean.abs().max()).all()
+    assert ((mine.var - theirs.var).abs() <= share * theirs.var).all()
 
 
 @large_means
