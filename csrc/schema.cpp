@@ -12,7 +12,13 @@
 
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(bunit_kernels, m) {
+// Tests define the same operators once more, for the kernels on their emulation of CUDA.
+#ifndef BUNIT_NAMESPACE
+#define BUNIT_NAMESPACE bunit_kernels
+#endif
+#define BUNIT_LIBRARY(name, m) STABLE_TORCH_LIBRARY(name, m)
+
+BUNIT_LIBRARY(BUNIT_NAMESPACE, m) {
   // One level of all units.
   m.def(
       "stacked_linear(Tensor x, Tensor weight, Tensor? bias, int[] units, str activation) -> "

@@ -1,0 +1,20 @@
+// CUDA for a host compiler: enough of its language and runtime to run this project's kernels on the
+// CPU, block after block, each thread of a block a fiber (emulation.cpp). For tests alone.
+//
+// What is real: barriers, warp shuffles and votes, shared memory, alignment of vector loads, limits
+// of a launch. What is stricter than hardware: threads run in any order between barriers, never in
+// lockstep; a barrier that not all threads of the block reach, a shuffle that not all its lanes
+// reach, and a lane that reads from one outside the mask are errors that say where. Dynamic shared
+// memory is a block of exactly the size asked for, filled with NaN. What is not seen: races between
+// blocks, caches, and static __shared__ arrays still holding what the block before left there.
+//
+// Environment variable BUNIT_EMULATION_ORDER: the order in which threads and blocks run. Unset:
+// ascending. "reverse": descending. A number: drawn anew at every barrier with that seed. A race
+// then shows as a result that changes.
+#pragma once
+
+#include "builtins.h"
+#include "execution.h"
+#include "low_precision.h"
+#include "runtime.h"
+#include "vector_types.h"
