@@ -6,10 +6,8 @@ import torch
 
 from ..layout import linear_rows
 from ..ops import CPU_MISSING
+from ..ops.unit_conv2d_train import unit_conv2d_train
 from .base import BatchStats
-
-if CPU_MISSING is None:
-    from ..ops.unit_conv2d_train import unit_conv2d_train
 
 ops = torch.ops.bunit_kernels
 
@@ -49,7 +47,7 @@ class Cpp:
 
     def unit_conv2d_train(self, x, weights, gammas, betas, geometry, activations, eps, residual):
         out, stats = unit_conv2d_train(
-            x, weights, gammas, betas, residual, geometry.rows, geometry.stride,
+            ops, x, weights, gammas, betas, residual, geometry.rows, geometry.stride,
             geometry.dilation, eps, activations.hidden, activations.out, activations.residual,
         )  # fmt: skip
         channels = [level.out_channels for level in geometry.layout.levels]

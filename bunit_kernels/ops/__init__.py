@@ -1,9 +1,18 @@
 """The operators ``torch.ops.bunit_kernels.*``: schemas in csrc/schema.cpp; here their fake kernels,
 gradients and FLOP formulas, a file an operator family."""
 
+from . import conv2d, linear, unit_conv2d, unit_conv2d_train, unit_linear
 from ._extension import CPU_MISSING, CUDA_MISSING
 
-if CPU_MISSING is None:  # the schemas live in the compiled part
-    from . import conv2d, linear, unit_conv2d, unit_conv2d_train, unit_linear  # noqa: F401
+__all__ = ["CPU_MISSING", "CUDA_MISSING", "register"]
 
-__all__ = ["CPU_MISSING", "CUDA_MISSING"]
+
+def register(namespace: str) -> None:
+    """Completes the operators of a namespace whose schemas are loaded."""
+    for family in (conv2d, linear, unit_conv2d, unit_conv2d_train, unit_linear):
+        for operator in family.OPERATORS:
+            operator.register(namespace)
+
+
+if CPU_MISSING is None:  # the schemas live in the compiled part
+    register("bunit_kernels")

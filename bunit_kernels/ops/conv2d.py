@@ -6,17 +6,12 @@ operators, so derivatives of any order exist.
 
 from __future__ import annotations
 
-import torch
-from torch.utils.flop_counter import register_flop_formula
-
 from ._activation_grad import activation_grad, needs_input
+from ._operator import Operator
 from ._shapes import conv_rows, conv_size, empty_like_format
 
-ops = torch.ops.bunit_kernels
 
-
-@torch.library.register_fake("bunit_kernels::stacked_conv2d")
-def _(x, weight, bias, units, stride, dilation, activation):
+def _fake_forward(x, weight, bias, units, stride, dilation, activation):
     rows = list(conv_rows(units, 1))
     _, k, pad, _ = rows[0]
     channels = sum(count * widths[1] for count, _, _, widths in rows)
@@ -24,13 +19,11 @@ def _(x, weight, bias, units, stride, dilation, activation):
     return empty_like_format(x, (x.shape[0], channels, height, width))
 
 
-@torch.library.register_fake("bunit_kernels::stacked_conv2d_grad_input")
-def _(grad, weight, input_size, units, stride, dilation):
+def _fake_grad_input(grad, weight, input_size, units, stride, dilation):
     return empty_like_format(grad, input_size)
 
 
-@torch.library.register_fake("bunit_kernels::stacked_conv2d_grad_weight")
-def _(grad, x, weight_shape, units, stride, dilation):
+def _fake_grad_weight(grad, x, weight_shape, units, stride, dilation):
     return x.new_empty(weight_shape), x.new_empty((grad.shape[1],))
 
 
@@ -40,7 +33,7 @@ def _save_forward(ctx, inputs, output):
     ctx.save_for_backward(x, weight, bias, needed)
 
 
-def _grad_forward(ctx, grad):
+def _grad_forward(ops, ctx, grad):
     x, weight, bias, saved = ctx.saved_tensors
     if needs_input(ctx.activation):
         saved = ops.stacked_conv2d(x, weight, bias, *ctx.config, "identity")
@@ -54,17 +47,12 @@ def _grad_forward(ctx, grad):
     return grad_x, grad_weight, grad_bias if need_bias else None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "bunit_kernels::stacked_conv2d", _grad_forward, setup_context=_save_forward
-)
-
-
 def _save_grad_input(ctx, inputs, output):
     grad, weight, _, *ctx.config = inputs
     ctx.save_for_backward(grad, weight)
 
 
-def _grad_grad_input(ctx, grad_out):
+def _grad_grad_input(ops, ctx, grad_out):
     grad, weight = ctx.saved_tensors
     grad_grad = grad_weight = None
     if ctx.needs_input_grad[0]:
@@ -74,17 +62,12 @@ def _grad_grad_input(ctx, grad_out):
     return grad_grad, grad_weight, None, None, None, None
 
 
-torch.library.register_autograd(
-    "bunit_kernels::stacked_conv2d_grad_input", _grad_grad_input, setup_context=_save_grad_input
-)
-
-
 def _save_grad_weight(ctx, inputs, output):
     grad, x, _, *ctx.config = inputs
     ctx.save_for_backward(grad, x)
 
 
-def _grad_grad_weight(ctx, grad_weight, grad_bias):
+def _grad_grad_weight(ops, ctx, grad_weight, grad_bias):
     grad, x = ctx.saved_tensors
     grad_grad = grad_x = None
     if ctx.needs_input_grad[0]:
@@ -92,11 +75,6 @@ def _grad_grad_weight(ctx, grad_weight, grad_bias):
     if ctx.needs_input_grad[1]:
         grad_x = ops.stacked_conv2d_grad_input(grad, grad_weight, x.shape, *ctx.config)
     return grad_grad, grad_x, None, None, None, None
-
-
-torch.library.register_autograd(
-    "bunit_kernels::stacked_conv2d_grad_weight", _grad_grad_weight, setup_context=_save_grad_weight
-)
 
 
 def level_flops(units, depth, level, pixels):
@@ -111,11 +89,28 @@ def level_flops(units, depth, level, pixels):
     )
 
 
-@register_flop_formula(ops.stacked_conv2d)
-def _(x_shape, weight_shape, bias_shape, units, *args, out_shape=None, **kwargs):
+def _flops_forward(x_shape, weight_shape, bias_shape, units, *args, out_shape=None, **kwargs):
     return level_flops(units, 1, 0, out_shape[0] * out_shape[2] * out_shape[3])
 
 
-@register_flop_formula([ops.stacked_conv2d_grad_input, ops.stacked_conv2d_grad_weight])
-def _(grad_shape, tensor_shape, size, units, *args, **kwargs):
+def _flops_gradient(grad_shape, tensor_shape, size, units, *args, **kwargs):
     return level_flops(units, 1, 0, grad_shape[0] * grad_shape[2] * grad_shape[3])
+
+
+OPERATORS = (
+    Operator("stacked_conv2d", _fake_forward, _save_forward, _grad_forward, _flops_forward),
+    Operator(
+        "stacked_conv2d_grad_input",
+        _fake_grad_input,
+        _save_grad_input,
+        _grad_grad_input,
+        _flops_gradient,
+    ),
+    Operator(
+        "stacked_conv2d_grad_weight",
+        _fake_grad_weight,
+        _save_grad_weight,
+        _grad_grad_weight,
+        _flops_gradient,
+    ),
+)

@@ -8,31 +8,24 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import torch
-from torch.utils.flop_counter import register_flop_formula
-
 from ._activation_grad import activation_grad, needs_input
+from ._operator import Operator
 from ._shapes import linear_rows
-
-ops = torch.ops.bunit_kernels
 
 
 def _channels(units, side):
     return sum(count * widths[side] for count, widths in linear_rows(units, 1))
 
 
-@torch.library.register_fake("bunit_kernels::stacked_linear")
-def _(x, weight, bias, units, activation):
+def _fake_forward(x, weight, bias, units, activation):
     return x.new_empty((*x.shape[:-1], _channels(units, 1)))
 
 
-@torch.library.register_fake("bunit_kernels::stacked_linear_grad_input")
-def _(grad, weight, units):
+def _fake_grad_input(grad, weight, units):
     return grad.new_empty((*grad.shape[:-1], _channels(units, 0)))
 
 
-@torch.library.register_fake("bunit_kernels::stacked_linear_grad_weight")
-def _(grad, x, weight_shape, units):
+def _fake_grad_weight(grad, x, weight_shape, units):
     return x.new_empty(weight_shape), x.new_empty((grad.shape[-1],))
 
 
@@ -42,7 +35,7 @@ def _save_forward(ctx, inputs, output):
     ctx.save_for_backward(x, weight, bias, needed)
 
 
-def _grad_forward(ctx, grad):
+def _grad_forward(ops, ctx, grad):
     x, weight, bias, saved = ctx.saved_tensors
     if needs_input(ctx.activation):
         saved = ops.stacked_linear(x, weight, bias, ctx.units, "identity")
@@ -56,17 +49,12 @@ def _grad_forward(ctx, grad):
     return grad_x, grad_weight, grad_bias if need_bias else None, None, None
 
 
-torch.library.register_autograd(
-    "bunit_kernels::stacked_linear", _grad_forward, setup_context=_save_forward
-)
-
-
 def _save_grad_input(ctx, inputs, output):
     grad, weight, ctx.units = inputs
     ctx.save_for_backward(grad, weight)
 
 
-def _grad_grad_input(ctx, grad_out):
+def _grad_grad_input(ops, ctx, grad_out):
     grad, weight = ctx.saved_tensors
     grad_grad = grad_weight = None
     if ctx.needs_input_grad[0]:
@@ -76,17 +64,12 @@ def _grad_grad_input(ctx, grad_out):
     return grad_grad, grad_weight, None
 
 
-torch.library.register_autograd(
-    "bunit_kernels::stacked_linear_grad_input", _grad_grad_input, setup_context=_save_grad_input
-)
-
-
 def _save_grad_weight(ctx, inputs, output):
     grad, x, _, ctx.units = inputs
     ctx.save_for_backward(grad, x)
 
 
-def _grad_grad_weight(ctx, grad_weight, grad_bias):
+def _grad_grad_weight(ops, ctx, grad_weight, grad_bias):
     grad, x = ctx.saved_tensors
     grad_grad = grad_x = None
     if ctx.needs_input_grad[0]:
@@ -94,11 +77,6 @@ def _grad_grad_weight(ctx, grad_weight, grad_bias):
     if ctx.needs_input_grad[1]:
         grad_x = ops.stacked_linear_grad_input(grad, grad_weight, ctx.units)
     return grad_grad, grad_x, None, None
-
-
-torch.library.register_autograd(
-    "bunit_kernels::stacked_linear_grad_weight", _grad_grad_weight, setup_context=_save_grad_weight
-)
 
 
 def unit_flops(units, depth, rows):
@@ -113,16 +91,32 @@ def unit_flops(units, depth, rows):
     )
 
 
-@register_flop_formula(ops.stacked_linear)
-def _(x_shape, weight_shape, bias_shape, units, *args, **kwargs):
+def _flops_forward(x_shape, weight_shape, bias_shape, units, *args, **kwargs):
     return unit_flops(units, 1, math.prod(x_shape[:-1]))
 
 
-@register_flop_formula(ops.stacked_linear_grad_input)
-def _(grad_shape, weight_shape, units, *args, **kwargs):
+def _flops_grad_input(grad_shape, weight_shape, units, *args, **kwargs):
     return unit_flops(units, 1, math.prod(grad_shape[:-1]))
 
 
-@register_flop_formula(ops.stacked_linear_grad_weight)
-def _(grad_shape, x_shape, weight_shape, units, *args, **kwargs):
+def _flops_grad_weight(grad_shape, x_shape, weight_shape, units, *args, **kwargs):
     return unit_flops(units, 1, math.prod(grad_shape[:-1]))
+
+
+OPERATORS = (
+    Operator("stacked_linear", _fake_forward, _save_forward, _grad_forward, _flops_forward),
+    Operator(
+        "stacked_linear_grad_input",
+        _fake_grad_input,
+        _save_grad_input,
+        _grad_grad_input,
+        _flops_grad_input,
+    ),
+    Operator(
+        "stacked_linear_grad_weight",
+        _fake_grad_weight,
+        _save_grad_weight,
+        _grad_grad_weight,
+        _flops_grad_weight,
+    ),
+)

@@ -6,15 +6,11 @@ The backward pass recomputes the hidden activations level by level, so that noth
 
 from __future__ import annotations
 
-import torch
-from torch.utils.flop_counter import register_flop_formula
-
 from ..activations import activate
 from ._activation_grad import activation_grad, needs_input
+from ._operator import Operator
 from ._shapes import conv_level, conv_rows, conv_size, empty_like_format
 from .conv2d import level_flops
-
-ops = torch.ops.bunit_kernels
 
 
 def level_sizes(shape, units, depth, stride, dilation):
@@ -32,8 +28,7 @@ def out_shape(shape, units, depth, stride, dilation):
     return (shape[0], channels, *level_sizes(shape, units, depth, stride, dilation)[-1])
 
 
-@torch.library.register_fake("bunit_kernels::stacked_unit_conv2d")
-def _(x, weights, biases, residual, units, stride, dilation, *activations):
+def _fake(x, weights, biases, residual, units, stride, dilation, *activations):
     return empty_like_format(x, out_shape(x.shape, units, len(weights), stride, dilation))
 
 
@@ -46,7 +41,7 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(x, kept, *weights, *biases)
 
 
-def _backward(ctx, grad):
+def _backward(ops, ctx, grad):
     depth = ctx.depth
     x, output, *parameters = ctx.saved_tensors
     weights, biases = parameters[:depth], parameters[depth:]
@@ -82,17 +77,14 @@ def _backward(ctx, grad):
     return grad_x, grad_weights, grad_biases, grad_residual, *[None] * 6
 
 
-torch.library.register_autograd(
-    "bunit_kernels::stacked_unit_conv2d", _backward, setup_context=_save
-)
-
-
 def unit_flops(shape, units, depth, stride, dilation):
     """2 x multiply-adds of all levels for an input of ``shape``."""
     sizes = level_sizes(shape, units, depth, stride, dilation)
     return sum(level_flops(units, depth, i, shape[0] * h * w) for i, (h, w) in enumerate(sizes))
 
 
-@register_flop_formula(ops.stacked_unit_conv2d)
-def _(x_shape, weight_shapes, bias_shapes, residual, units, stride, dilation, *args, **kwargs):
+def _flops(x_shape, weight_shapes, bias_shapes, residual, units, stride, dilation, *args, **kwargs):
     return unit_flops(x_shape, units, len(weight_shapes), stride, dilation)
+
+
+OPERATORS = (Operator("stacked_unit_conv2d", _fake, _save, _backward, _flops),)

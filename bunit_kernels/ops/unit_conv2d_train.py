@@ -8,13 +8,11 @@ Kept for the backward pass: the input, what each level gave before its norm, and
 from __future__ import annotations
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 from ._activation_grad import activation_grad
+from ._operator import Operator
 from ._shapes import conv_rows, empty_like_format
 from .unit_conv2d import level_sizes, unit_flops
-
-ops = torch.ops.bunit_kernels
 
 
 def _widths(units, depth):
@@ -27,8 +25,7 @@ def _stats_dtype(x):
     return torch.promote_types(x.dtype, torch.float32)
 
 
-@torch.library.register_fake("bunit_kernels::stacked_unit_conv2d_train")
-def _(x, weights, gammas, betas, residual, units, stride, dilation, eps, *activations):
+def _fake_forward(x, weights, gammas, betas, residual, units, stride, dilation, eps, *activations):
     depth = len(weights)
     channels = _widths(units, depth)
     sizes = level_sizes(x.shape, units, depth, stride, dilation)
@@ -40,8 +37,7 @@ def _(x, weights, gammas, betas, residual, units, stride, dilation, eps, *activa
     return torch.empty_like(pre_norms[-1]), pre_norms, stats
 
 
-@torch.library.register_fake("bunit_kernels::stacked_unit_conv2d_train_backward")
-def _(grad, x, weights, gammas, betas, pre_norms, stats, units, *config):
+def _fake_backward(grad, x, weights, gammas, betas, pre_norms, stats, units, *config):
     affine = stats.new_empty((2, stats.shape[1]))
     grad_weights = [w.new_empty(w.shape) for w in weights]
     return empty_like_format(x, x.shape), grad_weights, affine
@@ -57,7 +53,7 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(x, kept, stats, *weights, *gammas, *betas, *pre_norms)
 
 
-def _backward(ctx, grad, grad_pre_norms, grad_stats):
+def _backward(ops, ctx, grad, grad_pre_norms, grad_stats):
     # Statistics and pre-norm outputs are by-products; nothing differentiates through them.
     x, output, stats, *rest = ctx.saved_tensors
     d = ctx.depth
@@ -77,17 +73,13 @@ def _backward(ctx, grad, grad_pre_norms, grad_stats):
     return grad_x, grad_weights, grad_gammas, grad_betas, grad_residual, *[None] * 7
 
 
-torch.library.register_autograd(
-    "bunit_kernels::stacked_unit_conv2d_train", _backward, setup_context=_save
-)
-
-
 class _Train(torch.autograd.Function):
     """The same gradient for eager calls: what ``register_autograd`` does to lists of tensors takes
     longer than the kernels of a small layer (0.2 ms a step)."""
 
     @staticmethod
-    def forward(ctx, x, residual, config, depth, *parameters):
+    def forward(ctx, ops, x, residual, config, depth, *parameters):
+        ctx.ops = ops
         weights, gammas, betas = (parameters[i * depth : (i + 1) * depth] for i in range(3))
         inputs = (x, weights, gammas, betas, residual, *config)
         out, pre_norms, stats = ops.stacked_unit_conv2d_train(*inputs)
@@ -98,42 +90,50 @@ class _Train(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         grad_x, grad_weights, grad_gammas, grad_betas, grad_residual, *_ = _backward(
-            ctx, grad, None, None
+            ctx.ops, ctx, grad, None, None
         )
-        return grad_x, grad_residual, None, None, *grad_weights, *grad_gammas, *grad_betas
+        return None, grad_x, grad_residual, None, None, *grad_weights, *grad_gammas, *grad_betas
 
 
-def unit_conv2d_train(x, weights, gammas, betas, residual, *config):
-    """The operator without the tensors that it keeps for itself: output and statistics."""
+def unit_conv2d_train(ops, x, weights, gammas, betas, residual, *config):
+    """The operator of namespace ``ops`` without the tensors that it keeps for itself: output and
+    statistics."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         out, _, stats = ops.stacked_unit_conv2d_train(x, weights, gammas, betas, residual, *config)
         return out, stats
-    return _Train.apply(x, residual, config, len(weights), *weights, *gammas, *betas)
+    return _Train.apply(ops, x, residual, config, len(weights), *weights, *gammas, *betas)
 
 
 def _save_nothing(ctx, inputs, output):
     pass
 
 
-def _no_second_derivative(ctx, *grads):
+def _no_second_derivative(ops, ctx, *grads):
     raise RuntimeError(
         "stacked_unit_conv2d_train has no second derivative: use backend('torch') or "
         "backend('reference') where a gradient of a gradient is needed in training mode"
     )
 
 
-torch.library.register_autograd(
-    "bunit_kernels::stacked_unit_conv2d_train_backward",
-    _no_second_derivative,
-    setup_context=_save_nothing,
-)
-
-
-@register_flop_formula(ops.stacked_unit_conv2d_train)
-def _(x_shape, weight_shapes, gammas, betas, residual, units, stride, dilation, *args, **kwargs):
+def _flops_forward(
+    x_shape, weight_shapes, gammas, betas, residual, units, stride, dilation, *args, **kwargs
+):
     return unit_flops(x_shape, units, len(weight_shapes), stride, dilation)
 
 
-@register_flop_formula(ops.stacked_unit_conv2d_train_backward)
-def _(grad, x_shape, weight_shapes, g, b, p, stats, units, stride, dilation, *args, **kwargs):
+def _flops_backward(
+    grad, x_shape, weight_shapes, g, b, p, stats, units, stride, dilation, *args, **kwargs
+):
     return 2 * unit_flops(x_shape, units, len(weight_shapes), stride, dilation)
+
+
+OPERATORS = (
+    Operator("stacked_unit_conv2d_train", _fake_forward, _save, _backward, _flops_forward),
+    Operator(
+        "stacked_unit_conv2d_train_backward",
+        _fake_backward,
+        _save_nothing,
+        _no_second_derivative,
+        _flops_backward,
+    ),
+)

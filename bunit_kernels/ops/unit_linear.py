@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch.utils.flop_counter import register_flop_formula
-
 from ..activations import activate
 from ._activation_grad import activation_grad, needs_input
+from ._operator import Operator
 from ._shapes import linear_level, linear_rows
 from .linear import unit_flops
 
-ops = torch.ops.bunit_kernels
 
-
-@torch.library.register_fake("bunit_kernels::stacked_unit_linear")
-def _(x, weights, biases, units, activation, out_activation):
+def _fake(x, weights, biases, units, activation, out_activation):
     depth = len(weights)
     channels = sum(count * widths[-1] for count, widths in linear_rows(units, depth))
     return x.new_empty((*x.shape[:-1], channels))
@@ -32,7 +27,7 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(x, *weights, *biases)
 
 
-def _backward(ctx, grad):
+def _backward(ops, ctx, grad):
     depth = ctx.depth
     x, *parameters = ctx.saved_tensors
     weights, biases = parameters[:depth], parameters[depth:]
@@ -61,11 +56,8 @@ def _backward(ctx, grad):
     return grad_x, grad_weights, grad_biases, None, None, None
 
 
-torch.library.register_autograd(
-    "bunit_kernels::stacked_unit_linear", _backward, setup_context=_save
-)
-
-
-@register_flop_formula(ops.stacked_unit_linear)
-def _(x_shape, weight_shapes, bias_shapes, units, *args, **kwargs):
+def _flops(x_shape, weight_shapes, bias_shapes, units, *args, **kwargs):
     return unit_flops(units, len(weight_shapes), math.prod(x_shape[:-1]))
+
+
+OPERATORS = (Operator("stacked_unit_linear", _fake, _save, _backward, _flops),)

@@ -1,0 +1,30 @@
+"""One operator as PyTorch is to know it, beside its kernels: fake kernel, gradient, FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+
+@dataclass(frozen=True)
+class Operator:
+    """``backward`` takes ``torch.ops``' namespace of the operator before the usual arguments, as
+    gradients call operators of the same namespace."""
+
+    name: str
+    fake: Callable
+    save: Callable
+    backward: Callable
+    flops: Callable
+
+    def register(self, namespace: str) -> None:
+        """Registers it for ``torch.ops.<namespace>``, which has its schema already."""
+        ops, name = getattr(torch.ops, namespace), f"{namespace}::{self.name}"
+        torch.library.register_fake(name)(self.fake)
+        backward = partial(self.backward, ops)
+        torch.library.register_autograd(name, backward, setup_context=self.save)
+        register_flop_formula(getattr(ops, self.name))(self.flops)
