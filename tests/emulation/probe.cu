@@ -73,6 +73,17 @@ __global__ void leaving_early() {
 __global__ void missing_lane(int* y) {
   if (threadIdx.x != 5) y[threadIdx.x] = __shfl_sync(~0u, int(threadIdx.x), 0);
 }
+__global__ void outside_mask(int* y) {
+  if (threadIdx.x < 8) y[threadIdx.x] = __shfl_sync(0xffu, int(threadIdx.x), 9);
+}
+__global__ void not_in_mask() { __syncwarp(0xfu); }
+__global__ void different_calls() {
+  if (threadIdx.x % 2) {
+    __syncwarp();
+  } else {
+    __ballot_sync(~0u, 1);
+  }
+}
 __global__ void unwritten(float* y) {
   BUNIT_DYNAMIC_SHARED(float, tile);
   y[threadIdx.x] = tile[threadIdx.x];
@@ -212,6 +223,12 @@ void run_case(const char* name) {
     BUNIT_LAUNCH(leaving_early, 1, kThreads, 0, nullptr);
   } else if (is("missing_lane")) {
     BUNIT_LAUNCH(missing_lane, 1, 64, 0, nullptr, n);
+  } else if (is("outside_mask")) {
+    BUNIT_LAUNCH(outside_mask, 1, 64, 0, nullptr, n);
+  } else if (is("not_in_mask")) {
+    BUNIT_LAUNCH(not_in_mask, 1, 32, 0, nullptr);
+  } else if (is("different_calls")) {
+    BUNIT_LAUNCH(different_calls, 1, 32, 0, nullptr);
   } else if (is("misaligned")) {
     const auto x = ramp(8);
     BUNIT_LAUNCH(misaligned, 1, 1, 0, nullptr, x.data(), y);
