@@ -88,6 +88,21 @@ def converted(tensors: Tensors, dtype: torch.dtype) -> Tensors:
     }
 
 
+def on_device(tensors: Tensors, device: str) -> Tensors:
+    """The same on another device, in the strides they have."""
+    if device == "cpu":
+        return tensors
+    return {name: [_moved(t, device) for t in ts] for name, ts in tensors.items()}
+
+
+def _moved(t: Tensor, device: str) -> Tensor:
+    if t.numel() == 0:
+        return t.to(device)
+    # All elements from the first to the last, whether the tensor has them or not.
+    last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    return t.as_strided((last + 1,), (1,)).to(device).as_strided(t.shape, t.stride())
+
+
 def outputs_and_gradients(op, case: Case, tensors: Tensors) -> dict[str, Tensor]:
     """``op``'s output, and the gradient with respect to each input, under the backend in force."""
     leaves = {

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from reference_cases import (
     ACTIVATION_NAMES,
-    LEVEL_CONVS,
-    LEVEL_LINEARS,
     TRAIN_CONVS,
-    UNIT_CONVS,
-    UNIT_LINEARS,
     ConvCase,
     LinearCase,
     random_conv,
     random_linear,
     smooth,
 )
+from reference_checks import check_against_reference, largest, named_cases
 from reference_loop import loop
 from reference_runs import (
     conv2d,
@@ -39,50 +35,8 @@ from tolerance import assert_near, tolerance
 
 from bunit_kernels import backend
 
-NAMED = (
-    *((conv2d, case) for case in LEVEL_CONVS),
-    *((linear, case) for case in LEVEL_LINEARS),
-    *((unit_conv2d, case) for case in UNIT_CONVS),
-    *((unit_linear, case) for case in UNIT_LINEARS),
-    *((unit_conv2d_train, case) for case in TRAIN_CONVS),
-)
-named_cases = pytest.mark.parametrize(
-    ("op", "case"), NAMED, ids=[f"{op.__name__}-{case}" for op, case in NAMED]
-)
 FULL = (torch.float32, torch.float64)
 HALF = (torch.bfloat16, torch.float16)
-
-
-def check_against_reference(op, case, dtype, seed):
-    norms = op is unit_conv2d_train
-    tensors = converted(draw(case, seed, norms=norms), dtype)
-    exact = converted(tensors, torch.float64)
-    with backend("reference"):
-        expected = outputs_and_gradients(op, case, exact)
-    actual = outputs_and_gradients(op, case, tensors)
-    share = tolerance(dtype, case.longest_sum, roundings(case))
-    scales = gradient_scales(case, exact, expected)
-    for name, value in expected.items():
-        assert actual[name].dtype == dtype
-        assert_near(actual[name], value, share, f"{name} of {case}", scales.get(name, 0.0))
-
-
-def gradient_scales(case, tensors, expected):
-    """What sums the gradients are made of: a parameter's is a sum over all pixels, which may come
-    out small in one, so all share the largest; before a norm those at fixed statistics count."""
-    scales = {}
-    if tensors["gammas"]:
-        expected = outputs_and_gradients(partial(loop, fixed_statistics=True), case, tensors)
-        scales["grad of x[0]"] = largest(expected["grad of x[0]"])
-    parameters = [n for n in expected if n.split("[")[0].endswith(PARAMETERS)]
-    return scales | dict.fromkeys(parameters, max(largest(expected[n]) for n in parameters))
-
-
-PARAMETERS = ("weights", "biases", "gammas", "betas")
-
-
-def largest(x):
-    return x.abs().max().item() if x.numel() else 0.0
 
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

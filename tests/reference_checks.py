@@ -1,0 +1,67 @@
+"""One operation of the backend in force against the reference loop in float64."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from reference_cases import LEVEL_CONVS, LEVEL_LINEARS, TRAIN_CONVS, UNIT_CONVS, UNIT_LINEARS
+from reference_loop import loop
+from reference_runs import (
+    conv2d,
+    converted,
+    draw,
+    linear,
+    on_device,
+    outputs_and_gradients,
+    roundings,
+    unit_conv2d,
+    unit_conv2d_train,
+    unit_linear,
+)
+from tolerance import assert_near, tolerance
+
+from bunit_kernels import backend
+
+NAMED = (
+    *((conv2d, case) for case in LEVEL_CONVS),
+    *((linear, case) for case in LEVEL_LINEARS),
+    *((unit_conv2d, case) for case in UNIT_CONVS),
+    *((unit_linear, case) for case in UNIT_LINEARS),
+    *((unit_conv2d_train, case) for case in TRAIN_CONVS),
+)
+named_cases = pytest.mark.parametrize(
+    ("op", "case"), NAMED, ids=[f"{op.__name__}-{case}" for op, case in NAMED]
+)
+PARAMETERS = ("weights", "biases", "gammas", "betas")
+
+
+def check_against_reference(op, case, dtype, seed, device="cpu"):
+    """Output and all gradients of ``op`` under the backend in force, on ``device``."""
+    norms = op is unit_conv2d_train
+    tensors = converted(draw(case, seed, norms=norms), dtype)
+    exact = converted(tensors, torch.float64)
+    with backend("reference"):
+        expected = outputs_and_gradients(op, case, exact)
+    actual = outputs_and_gradients(op, case, on_device(tensors, device))
+    share = tolerance(dtype, case.longest_sum, roundings(case))
+    scales = gradient_scales(case, exact, expected)
+    for name, value in expected.items():
+        assert actual[name].dtype == dtype
+        assert_near(actual[name].cpu(), value, share, f"{name} of {case}", scales.get(name, 0.0))
+
+
+def gradient_scales(case, tensors, expected):
+    """What sums the gradients are made of: a parameter's is a sum over all pixels, which may come
+    out small in one, so all share the largest; before a norm those at fixed statistics count."""
+    scales = {}
+    if tensors["gammas"]:
+        expected = outputs_and_gradients(partial(loop, fixed_statistics=True), case, tensors)
+        scales["grad of x[0]"] = largest(expected["grad of x[0]"])
+    parameters = [n for n in expected if n.split("[")[0].endswith(PARAMETERS)]
+    return scales | dict.fromkeys(parameters, max(largest(expected[n]) for n in parameters))
+
+
+def largest(x):
+    return x.abs().max().item() if x.numel() else 0.0
