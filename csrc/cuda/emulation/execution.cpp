@@ -349,6 +349,9 @@ class Machine {
   Order order_;
 };
 
+// Names of the kernels launched so far.
+std::vector<std::string> launches;
+
 // Never destroyed: fibers outlive whatever else is taken down at exit.
 Machine& machine() {
   static Machine& machine = *new Machine;
@@ -374,7 +377,16 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
   if (!check_launch(kernel, grid, block, shared_bytes)) return;  // cudaGetLastError() tells
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
+  launches.emplace_back(name);
   machine().run(name, grid, block, shared_bytes, body);
 }
 
 }  // namespace bunit::emulation
+
+// For tests, which load the shared object.
+extern "C" __attribute__((visibility("default"))) int64_t bunit_emulation_launches() {
+  return int64_t(bunit::emulation::launches.size());
+}
+extern "C" __attribute__((visibility("default"))) const char* bunit_emulation_launch(int64_t i) {
+  return bunit::emulation::launches[size_t(i)].c_str();
+}

@@ -19,6 +19,7 @@ constexpr int kSharedOptIn = 227 * 1024;
 constexpr int kSharedAProcessor = 228 * 1024;
 
 thread_local cudaError_t last_error = cudaSuccess;
+int64_t allocations = 0;
 
 cudaError_t set_error(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
@@ -32,6 +33,7 @@ std::unordered_map<const void*, int>& shared_limits() {
 
 // New memory holds NaN, not zeros, so that what is read before it is written shows.
 cudaError_t allocate(void** memory, size_t bytes) {
+  ++allocations;
   if (posix_memalign(memory, 256, std::max<size_t>(bytes, 1))) {
     return set_error(cudaErrorMemoryAllocation);
   }
@@ -181,3 +183,8 @@ bool check_launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes
 }
 
 }  // namespace bunit::emulation
+
+// For tests, which load the shared object: how often device memory was asked for.
+extern "C" __attribute__((visibility("default"))) int64_t bunit_emulation_allocations() {
+  return allocations;
+}
