@@ -122,8 +122,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
   for (int l = 0; l < depth; ++l) {
     const Image in = image_of(l == 0 ? x : pre_norms.back());
     const Stack level = level_stack(units, depth, l);
-    const ForwardPlan plan(level, in, {weights[size_t(l)]}, {},
-                           {.stride = l == 0 ? stride : 1, .dilation = dilation});
+    const ForwardPlan plan(
+        level, in, {weights[size_t(l)]}, {},
+        {.stride = l == 0 ? stride : 1, .dilation = dilation, .pass = Pass::with_norms});
     const Tensor z =
         new_output(x, {x.size(0), level.channels[1], plan.out_h(), plan.out_w()}, channels_last);
     std::vector<Moments> moments(size_t(level.channels[1]));
@@ -252,7 +253,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     Tensor grad_bias = torch::stable::empty({z.c}, x.scalar_type(), std::nullopt, x.device());
     const Image in = image_of(input), out = image_of(grad);
     BackwardPlan(level_stack(units, depth, l), 0, in, out, &weights[i], l == 0 ? stride : 1,
-                 dilation)
+                 dilation, Pass::with_norms)
         .run(in, out, image_of(grad_in), around, &grad_weights[i], &grad_bias,
              l > 0 ? &sums : nullptr);
     grad = grad_in;
