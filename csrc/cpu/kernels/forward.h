@@ -101,14 +101,12 @@ struct UnitForward {
       run_level(l, top, bottom, rows + (top - y0) * kind.row + margin(target), target.plane,
                 kind.row, call.hidden);
     }
-    const int64_t left = margin(target), filled = left + level.out_w * call.lanes;
+    const int64_t left = margin(target), width = level.out_w * call.lanes;
     for (int c = 0; c < level.c_out; ++c) {
       T* plane = rows + c * target.plane;
-      for (int64_t y = top; y < bottom; ++y) {
-        T* row = plane + (y - y0) * kind.row;
-        clear(row, left);
-        clear(row + filled, kind.row - filled);
-      }
+      T* row = plane + (top - y0) * kind.row;
+      clear(row, left);
+      clear_each(row + left + width, bottom - top, kind.row, kind.row - width);
       clear(plane + (bottom - y0) * kind.row, (y1 - bottom) * kind.row + left);
     }
   }

@@ -20,6 +20,16 @@ BUNIT_INLINE void clear(T* data, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = 0;
 }
 
+// Clears `n` elements from `data` on and from every `step` elements further, `count` times.
+template <class T>
+BUNIT_INLINE void clear_each(T* data, int64_t count, int64_t step, int64_t n) {
+  if (n == 1) {  // the gap between two rows that share their padding
+    for (int64_t i = 0; i < count; ++i) data[i * step] = 0;
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) clear(data + i * step, n);
+}
+
 BUNIT_INLINE int64_t offset_of(const Image& image, int64_t n, int64_t c, int64_t y, int64_t x) {
   return n * image.stride_n + c * image.stride_c + y * image.stride_h + x * image.stride_w;
 }
@@ -137,6 +147,8 @@ void copy_planes(const Image& image, int64_t n, int64_t channel, int channels, c
     row += (top - q0) * map.row;
     const T* source =
         static_cast<const T*>(image.data) + offset_of(image, n, channel + c, top - map.pad, 0);
+    clear(row, left);
+    clear_each(row + left + width, bottom - top, map.row, map.row - width);
     for (int64_t q = top; q < bottom; ++q, row += map.row, source += image.stride_h) {
       if (image.ahead) {
         const char* soon = reinterpret_cast<const char*>(source) + image.ahead;
@@ -144,9 +156,7 @@ void copy_planes(const Image& image, int64_t n, int64_t channel, int channels, c
           __builtin_prefetch(soon + i, 0, 2);
         }
       }
-      clear(row, left);
       copy_row(source, row + left, width);
-      clear(row + left + width, map.row - left - width);
     }
     clear(row, (q1 - bottom) * map.row + left);  // and right padding of the last row
   }
