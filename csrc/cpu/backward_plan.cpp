@@ -184,12 +184,13 @@ namespace {
 template <class T>
 void sum_parts(const std::vector<T>& parts, Tensor& out) {
   const int64_t size = out.numel();
+  const Narrowed sums(out);
   const int64_t count = size == 0 ? 0 : int64_t(parts.size()) / size;
   for_each_item((size + 1023) / 1024, [&](int64_t item) {
     for (int64_t i = item * 1024; i < std::min(size, (item + 1) * 1024); ++i) {
       double total = 0;
       for (int64_t part = 0; part < count; ++part) total += double(parts[size_t(part * size + i)]);
-      narrow(total, out, i);
+      sums.set(i, total);
     }
   });
 }

@@ -115,6 +115,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     total += stack.channels[l + 1];
   }
   Tensor stats = torch::stable::empty({3, total}, stats_type(x), std::nullopt, x.device());
+  const Narrowed stat_values(stats);
 
   std::vector<Tensor> pre_norms;
   std::vector<LevelNorm> norms;
@@ -137,9 +138,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
       const Moments& m = moments[size_t(c)];
       means.push_back(m.mean);
       inv_stds.push_back(1 / std::sqrt(m.m2 / m.count + eps));
-      narrow(means.back(), stats, first + c);
-      narrow(inv_stds.back(), stats, total + first + c);
-      narrow(m.m2 / (m.count - 1), stats, 2 * total + first + c);
+      stat_values.set(first + c, means.back());
+      stat_values.set(total + first + c, inv_stds.back());
+      stat_values.set(2 * total + first + c, m.m2 / (m.count - 1));
     }
     first += level.channels[1];
     norms.emplace_back(Values<double>(gammas[size_t(l)]), Values<double>(betas[size_t(l)]), means,
@@ -205,6 +206,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     first += stack.channels[l + 1];
   }
   Tensor grad_affine = torch::stable::empty({2, total}, stats_type(x), std::nullopt, x.device());
+  const Narrowed affine_values(grad_affine);
 
   Tensor grad = contiguous_like(gradient, channels_last);
   std::vector<double> sums;
@@ -229,8 +231,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Image z = image_of(pre_norms[i]);
     const Tensor& input = l == 0 ? x : pre_norms[i - 1];
     for (int64_t c = 0; c < z.c; ++c) {
-      narrow(sums[size_t(2 * c + 1)], grad_affine, firsts[i] + c);
-      narrow(sums[size_t(2 * c)], grad_affine, total + firsts[i] + c);
+      affine_values.set(firsts[i] + c, sums[size_t(2 * c + 1)]);
+      affine_values.set(total + firsts[i] + c, sums[size_t(2 * c)]);
     }
     const ChannelRows means = grad_means(sums, double(z.n * z.h * z.w), dtype);
     BackwardNorms around{};

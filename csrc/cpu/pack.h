@@ -147,23 +147,31 @@ class Values {
   const T* data_;
 };
 
-// Writes one value to a contiguous tensor, rounded to nearest.
-inline void narrow(double value, Tensor& out, int64_t i) {
-  void* data = out.mutable_data_ptr();
-  switch (scalar_of(out)) {
-    case Scalar::float32:
-      static_cast<float*>(data)[i] = float(value);
-      return;
-    case Scalar::float64:
-      static_cast<double*>(data)[i] = value;
-      return;
-    case Scalar::bfloat16:
-      static_cast<c10::BFloat16*>(data)[i] = c10::BFloat16(float(value));
-      return;
-    default:
-      static_cast<c10::Half*>(data)[i] = c10::Half(float(value));
+// A contiguous tensor to write values to, rounded to nearest.
+class Narrowed {
+ public:
+  explicit Narrowed(Tensor& t) : dtype_(scalar_of(t)), data_(t.mutable_data_ptr()) {}
+
+  void set(int64_t i, double value) const {
+    switch (dtype_) {
+      case Scalar::float32:
+        static_cast<float*>(data_)[i] = float(value);
+        return;
+      case Scalar::float64:
+        static_cast<double*>(data_)[i] = value;
+        return;
+      case Scalar::bfloat16:
+        static_cast<c10::BFloat16*>(data_)[i] = c10::BFloat16(float(value));
+        return;
+      default:
+        static_cast<c10::Half*>(data_)[i] = c10::Half(float(value));
+    }
   }
-}
+
+ private:
+  Scalar dtype_;
+  void* data_;
+};
 
 // Copies one unit's block of a level's weight as [blocks of output channels][taps][block]; returns
 // what follows it.
