@@ -16,6 +16,7 @@ from bunit_kernels import StackedConv2d, StackedLinear, backend
 
 WIDTHS = (2, 4, 8, 16, 32, 64)
 CHANNELS = 128
+IMAGES = ((16, 28), (64, 8))  # how many, height and width
 
 
 def seconds(step, rounds: int) -> dict[str, float]:
@@ -48,21 +49,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     print("how many times the time of cpp PyTorch takes, by width of unit")
-    print(f"{'':46}" + "".join(f"{width:8}" for width in WIDTHS))
+    print(f"{'':60}" + "".join(f"{width:8}" for width in WIDTHS))
     for levels, norm, what in ((1, None, "level"), (2, None, "unit"), (2, "batch", "unit, batch")):
         for cl in (False, True):
             for grad in (False, True):
                 if norm and not grad:
                     continue
-                cells = []
-                for width in WIDTHS:
-                    spec = "-".join([str(width)] * (levels + 1))
-                    layer = StackedConv2d(spec, CHANNELS // width, norm=norm)
-                    x = torch.randn(16, CHANNELS, 28, 28)
-                    x = x.contiguous(memory_format=torch.channels_last) if cl else x
-                    cells.append(row(layer, x, grad, rounds))
-                name = f"conv {what}, {'channels_last' if cl else 'NCHW'}"
-                print(f"{name + (', forward + backward' if grad else ''):46}" + "".join(cells))
+                for batch, side in IMAGES:
+                    cells = []
+                    for width in WIDTHS:
+                        spec = "-".join([str(width)] * (levels + 1))
+                        layer = StackedConv2d(spec, CHANNELS // width, norm=norm)
+                        x = torch.randn(batch, CHANNELS, side, side)
+                        x = x.contiguous(memory_format=torch.channels_last) if cl else x
+                        cells.append(row(layer, x, grad, rounds))
+                    name = f"conv {what}, {'channels_last' if cl else 'NCHW'}, {side}x{side}"
+                    print(f"{name + (', forward + backward' if grad else ''):60}" + "".join(cells))
     for levels in (1, 2):
         for batch in (128, 1024):
             for grad in (False, True):
@@ -71,7 +73,7 @@ def main() -> None:
                     layer = StackedLinear("-".join([str(width)] * (levels + 1)), 512 // width)
                     cells.append(row(layer, torch.randn(batch, 512), grad, rounds))
                 name = f"linear {'level' if levels == 1 else 'unit'}, batch {batch}"
-                print(f"{name + (', forward + backward' if grad else ''):46}" + "".join(cells))
+                print(f"{name + (', forward + backward' if grad else ''):60}" + "".join(cells))
 
 
 if __name__ == "__main__":

@@ -153,6 +153,12 @@ LEVEL_CONVS = (
     ConvCase(("1-2:k1", "2-1:k5", "3-3:k7", "2-2"), size=(2, 9, 8)),
     ConvCase(("4-1", "1-4"), size=(3, 1, 1), bias=False),
     ConvCase(("2-2", "2-2:k5"), bias=False, dilation=2),
+    *(ConvCase("2-3", 5, size=(19, 4, 5), layout=x, grad_layout=x) for x in LAYOUTS),
+    ConvCase("1-5", 9, size=(35, 7, 7), layout="channels_last", grad_layout="channels_last"),
+    ConvCase("17-2", 2, size=(16, 3, 9)),
+    ConvCase(("1-2:k1", "2-1:k5", "3-3:k7"), size=(18, 8, 3), stride=2, grad_layout="transposed"),
+    ConvCase("2-3", 3, size=(33, 5, 6), stride=2, dilation=2, layout="channels_last"),
+    ConvCase("2-3", 3, size=(17, 2, 1), padding=2),
     *(ConvCase("2-3", 5, layout=x, grad_layout=x) for x in LAYOUTS),
     *(ConvCase(("2-3", "1-1"), layout=x, grad_layout=x) for x in LAYOUTS),
     *(ConvCase("2-3", 2, size=s, layout="loose", grad_layout="loose") for s in _THIN),
@@ -213,6 +219,13 @@ UNIT_CONVS = (
     ConvCase(("2-4-2", "2-4-2:k5", "1-1-1:k1", "2-4-2"), size=(2, 8, 7)),
     ConvCase(("1-2-1", "3-1-3:k5"), stride=2, dilation=2, size=(2, 9, 9), bias=False),
     ConvCase(("2-4-2-1", "1-1-1-2"), size=(3, 1, 1)),
+    *(ConvCase("2-4-2", 9, size=(21, 4, 5), layout=x, residual="relu") for x in LAYOUTS[:4]),
+    ConvCase(_POOL * 2, size=(35, 7, 7), layout="channels_last", grad_layout="channels_last"),
+    ConvCase(_POOL, size=(16, 14, 15), stride=2, grad_layout="sliced"),
+    ConvCase(("1-2-1", "3-1-3:k5", "2-2-2:k1"), size=(19, 5, 3), stride=2, dilation=2),
+    ConvCase("9-17-5", 1, size=(17, 3, 2), residual="identity", out_activation="gelu"),
+    ConvCase("2-4-3-2", 2, size=(16, 1, 9), padding=2, kernel_size=3),
+    ConvCase("2-4-2", 2, size=(18, 3, 29), layout="channels_last"),
     *(ConvCase("2-3-2", 3, layout=x, grad_layout=x) for x in LAYOUTS if x != "expanded"),
     *(
         ConvCase("2-3-2", 2, size=s, layout="loose", grad_layout="loose", residual="relu")
@@ -270,10 +283,15 @@ def random_conv(numbers: random.Random, depth: int | None = None) -> ConvCase:
     if hybrid and same:
         widths = [w + numbers.choice(("", "", ":k1", ":k5")) for w in widths]
     tall = 40 if numbers.random() < 0.2 else 12
+    many = numbers.random() < 0.2  # as many as a kernel may work on side by side
     case = ConvCase(
         tuple(widths) if hybrid else widths[0],
         None if hybrid else numbers.randint(1, 9),
-        size=(numbers.randint(2, 4), numbers.randint(1, tall), numbers.randint(1, 20)),
+        size=(
+            numbers.randint(16, 35) if many else numbers.randint(2, 4),
+            numbers.randint(1, 6 if many else tall),
+            numbers.randint(1, 9 if many else 20),
+        ),
         kernel_size=kernel,
         stride=numbers.choice((1, 1, 1, 2, 3)),
         # Not far past the kernel: sums over mostly equal pixels round the same way each time.

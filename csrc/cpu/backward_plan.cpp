@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "pack.h"
-
 namespace bunit {
 namespace {
 
@@ -16,72 +14,83 @@ constexpr int64_t kItems = 64;
 }  // namespace
 
 BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const Image& grad,
-                           const Tensor* weight, int64_t stride, int64_t dilation)
-    : level_(level),
-      stride_(stride),
-      weight_size_(stack.weight_sizes[level]),
-      x_(x),
-      grad_(grad),
-      kinds_(size_t(stack.kinds)) {
+                           const Tensor* weight, int64_t stride, int64_t dilation, Pass pass)
+    : level_(level), stride_(stride), weight_size_(stack.weight_sizes[level]), x_(x), grad_(grad) {
   const int64_t count = int64_t(stack.units.size());
-  blocks_ = std::clamp<int64_t>((kItems + count - 1) / count, 1, std::max<int64_t>(1, x.n));
-  block_ = (x.n + blocks_ - 1) / std::max<int64_t>(1, blocks_);
-  blocks_ = x.n == 0 ? 0 : (x.n + block_ - 1) / block_;
-
   group_ = units_per_item(x, grad, count);
   groups_ = (count + group_ - 1) / group_;
   group_in_ = group_channels(stack, level, group_);
   group_out_ = group_channels(stack, level + 1, group_);
-
-  int64_t widest = 0;
   for (const Unit& unit : stack.units) {
     reach_ = std::max(reach_, dilation * (unit.kernel - 1) / stride);
     pad_ = std::max<int64_t>(pad_, unit.pad);
-    const int64_t planes = unit.widths[level + 1] + 2 * unit.widths[level];
-    widest = std::max(widest, planes * (grad.w + 2 * unit.pad));
   }
-  const int64_t in_cache = std::max<int64_t>(4, kCacheBytes / (widest * compute_size(x.dtype)));
-  const int64_t parallel = (kItems + blocks_ * count - 1) / std::max<int64_t>(1, blocks_ * count);
-  const int64_t worth = std::max<int64_t>(1, grad.h * grad.w / 256);
-  segments_ = std::max((grad.h + in_cache - 1) / in_cache, std::min(parallel, worth));
-  segments_ = std::max(segments_, stage_bytes(1) / kStageBytes);
-  segments_ = std::clamp<int64_t>(segments_, 1, grad.h);
-  rows_ = (grad.h + segments_ - 1) / segments_;
-
-  std::vector<bool> made(kinds_.size());
-  for (const Unit& unit : stack.units) {
-    if (!made[size_t(unit.kind)]) make_kind(unit, dilation);
-    made[size_t(unit.kind)] = true;
-    BackwardUnit out{};
-    out.kind = &kinds_[size_t(unit.kind)];
-    out.in_channel = unit.channels[level];
-    out.out_channel = unit.channels[level + 1];
-    out.weight = unit.weights[level];
-    units_.push_back(out);
-  }
-  if (!weight) return;
-  if (x.dtype == Scalar::float64) {
-    pack<double>(stack, *weight, dilation);
-  } else {
-    pack<float>(stack, *weight, dilation);
+  for (const Part& part : parts_of(stack, x, pass)) {
+    PartPlan& plan = plans_.emplace_back();
+    plan.part = part;
+    split(stack, plan);
+    plan.kinds.resize(size_t(stack.kinds));
+    std::vector<bool> made(plan.kinds.size());
+    for (const Unit& unit : stack.units) {
+      if (!made[size_t(unit.kind)]) make_kind(unit, dilation, plan);
+      made[size_t(unit.kind)] = true;
+      BackwardUnit out{};
+      out.kind = &plan.kinds[size_t(unit.kind)];
+      out.in_channel = unit.channels[level];
+      out.out_channel = unit.channels[level + 1];
+      out.weight = unit.weights[level];
+      plan.units.push_back(out);
+    }
+    if (!weight) continue;
+    if (x.dtype == Scalar::float64) {
+      pack<double>(stack, *weight, dilation, plan);
+    } else {
+      pack<float>(stack, *weight, dilation, plan);
+    }
   }
 }
 
-// What planes in place of interleaved channels take: gradient, pre-norm output, input and its
+// Into blocks of images, and segments of their rows.
+void BackwardPlan::split(const Stack& stack, PartPlan& plan) const {
+  const int64_t lanes = plan.part.lanes;
+  const int64_t items = plan.part.count / lanes;
+  const int64_t count = int64_t(stack.units.size());
+  const int64_t blocks =
+      std::clamp<int64_t>((kItems + count - 1) / count, 1, std::max<int64_t>(1, items));
+  plan.block = std::max<int64_t>(1, (items + blocks - 1) / blocks);
+  plan.blocks = (items + plan.block - 1) / plan.block;
+
+  int64_t widest = 0;
+  for (const Unit& unit : stack.units) {
+    const int64_t planes = unit.widths[level_ + 1] + 2 * unit.widths[level_];
+    widest = std::max(widest, planes * (grad_.w + 2 * unit.pad) * lanes);
+  }
+  const int64_t in_cache = std::max<int64_t>(4, kCacheBytes / (widest * compute_size(x_.dtype)));
+  const int64_t groups = std::max<int64_t>(1, plan.blocks * count);
+  const int64_t parallel = (kItems + groups - 1) / groups;
+  const int64_t worth = std::max<int64_t>(1, grad_.h * grad_.w * lanes / 256);
+  plan.segments = std::max((grad_.h + in_cache - 1) / in_cache, std::min(parallel, worth));
+  plan.segments = std::max(plan.segments, stage_bytes(lanes, 1) / kStageBytes);
+  plan.segments = std::clamp<int64_t>(plan.segments, 1, grad_.h);
+  plan.rows = (grad_.h + plan.segments - 1) / plan.segments;
+}
+
+// What planes in place of images of other layouts take: gradient, pre-norm output, input and its
 // gradient, of which some may not be needed.
-int64_t BackwardPlan::stage_bytes(int64_t segments) const {
+int64_t BackwardPlan::stage_bytes(int64_t lanes, int64_t segments) const {
   const int64_t rows = (grad_.h + segments - 1) / segments;
   // The last segment may own input rows below those of its output rows.
   const int64_t below = std::max<int64_t>(0, (x_.h - 1 + pad_) / stride_ + 1 - grad_.h);
   const int64_t in_rows = std::min(x_.h, (rows + below + reach_ + 2) * stride_ + pad_);
   const int64_t out_rows = std::min(grad_.h, rows + below + 2 * reach_);
-  const int64_t elements = 2 * group_in_ * in_rows * x_.w + 2 * group_out_ * out_rows * grad_.w;
-  return (elements + 4 * 64) * compute_size(x_.dtype);
+  const int64_t pixels = 2 * group_in_ * in_rows * x_.w + 2 * group_out_ * out_rows * grad_.w;
+  return (pixels * lanes + 4 * 64) * compute_size(x_.dtype);
 }
 
-void BackwardPlan::make_kind(const Unit& unit, int64_t dilation) {
-  BackwardKind& kind = kinds_[size_t(unit.kind)];
+void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, PartPlan& plan) {
+  BackwardKind& kind = plan.kinds[size_t(unit.kind)];
   kind = {};
+  const int64_t per_pixel = plan.part.lanes;
   const int64_t span = dilation * (unit.kernel - 1);
   kind.c_in = unit.widths[level_];
   kind.c_out = unit.widths[level_ + 1];
@@ -92,29 +101,30 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation) {
   kind.plain = unit.kernel == 3 && stride_ == 1 && dilation == 1;
   const int64_t in_columns = (x_.w - 1 + unit.pad) / stride_ + 1;  // of a phase, that are pixels
   const int64_t in_rows = (x_.h - 1 + unit.pad) / stride_ + 1;
-  kind.row = std::max(grad_.w + kind.reach, in_columns);
+  kind.row = std::max(grad_.w + kind.reach, in_columns) * per_pixel;
 
   // The last segment may own input rows below those of its output rows.
   const int64_t below = std::max<int64_t>(0, in_rows - grad_.h);
   const int64_t lanes = kernels().vector_bytes / compute_size(x_.dtype);
-  const int64_t slack = kind.row + 2 * lanes + kind.reach + unit.pad;
-  kind.grad_plane = padded_plane((rows_ + below + kind.reach) * kind.row + slack, lanes);
-  kind.x_plane = padded_plane((rows_ + kind.reach) * kind.row + slack, lanes);
-  kind.out_plane = padded_plane((rows_ + below) * kind.row + slack, lanes);
-  const int64_t spare = std::max({kind.row, x_.w, grad_.w}) + lanes;
+  const int64_t slack = kind.row + 2 * lanes + (kind.reach + unit.pad) * per_pixel;
+  kind.grad_plane = padded_plane((plan.rows + below + kind.reach) * kind.row + slack, lanes);
+  kind.x_plane = padded_plane((plan.rows + kind.reach) * kind.row + slack, lanes);
+  kind.out_plane = padded_plane((plan.rows + below) * kind.row + slack, lanes);
+  const int64_t spare = std::max({kind.row, x_.w * per_pixel, grad_.w * per_pixel}) + lanes;
   const int64_t elements = 2 * spare + kind.c_out * kind.grad_plane +
                            int64_t(kind.c_in) * kind.phases * kind.phases * kind.x_plane +
                            kind.c_in * kind.out_plane;
-  scratch_bytes_ = std::max(scratch_bytes_, elements * compute_size(x_.dtype));
+  plan.scratch_bytes = std::max(plan.scratch_bytes, elements * compute_size(x_.dtype));
 
   offsets_.push_back(
-      tap_offsets(unit, level_, stride_, dilation, kind.phases, kind.x_plane, kind.row));
+      tap_offsets(unit, level_, stride_, dilation, kind.phases, kind.x_plane, kind.row, per_pixel));
   kind.x_offsets = offsets_.back().data();
+  if (per_pixel > 1) return;
 
   // Masks of 4 or 8 bytes an element, kept as 8-byte words.
-  const int64_t size = rows_ * kind.row + 2 * lanes;
+  const int64_t size = plan.rows * kind.row + 2 * lanes;
   std::vector<int64_t>& mask = offsets_.emplace_back(size_t(size), 0);
-  for (int64_t p = 0; p < rows_ * kind.row; ++p) {
+  for (int64_t p = 0; p < plan.rows * kind.row; ++p) {
     const bool valid = p % kind.row < grad_.w;
     if (x_.dtype == Scalar::float64) {
       mask[size_t(p)] = valid ? -1 : 0;
@@ -127,18 +137,19 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation) {
 
 // Each phase of input pixels is a convolution of the output's gradient with the taps that reach it.
 template <class T>
-void BackwardPlan::pack(const Stack& stack, const Tensor& weight, int64_t dilation) {
+void BackwardPlan::pack(const Stack& stack, const Tensor& weight, int64_t dilation,
+                        PartPlan& plan) {
   const Values<T> values(weight);
-  packed_.resize(size_t(weight_size_ * int64_t(sizeof(T)) + 7) / 8);
-  T* out = reinterpret_cast<T*>(packed_.data());
-  std::vector<bool> made(kinds_.size());
-  for (size_t u = 0; u < units_.size(); ++u) {
+  plan.packed.resize(size_t(weight_size_ * int64_t(sizeof(T)) + 7) / 8);
+  T* out = reinterpret_cast<T*>(plan.packed.data());
+  std::vector<bool> made(plan.kinds.size());
+  for (size_t u = 0; u < plan.units.size(); ++u) {
     const Unit& unit = stack.units[u];
-    BackwardKind& kind = kinds_[size_t(unit.kind)];
+    BackwardKind& kind = plan.kinds[size_t(unit.kind)];
     const bool first = !made[size_t(unit.kind)];
     made[size_t(unit.kind)] = true;
     std::vector<int64_t> counts, offsets;
-    units_[u].weights = out;
+    plan.units[u].weights = out;
     for (int64_t phase = 0; phase < stride_ * stride_; ++phase) {
       std::vector<int64_t> taps;  // output channel and tap, as an index into [c_out][k * k]
       const int64_t area = int64_t(unit.kernel) * unit.kernel;
@@ -149,7 +160,7 @@ void BackwardPlan::pack(const Stack& stack, const Tensor& weight, int64_t dilati
         if (y % stride_ != phase / stride_ || x % stride_ != phase % stride_) continue;
         taps.push_back(i);
         offsets.push_back(i / area * kind.grad_plane + (kind.reach - y / stride_) * kind.row +
-                          kind.reach - x / stride_);
+                          (kind.reach - x / stride_) * plan.part.lanes);
       }
       counts.push_back(int64_t(taps.size()));
       for (int64_t c0 = 0; c0 < kind.c_in; c0 += kChannelBlock) {
@@ -173,47 +184,78 @@ namespace {
 template <class T>
 void sum_parts(const std::vector<T>& parts, Tensor& out) {
   const int64_t size = out.numel();
+  const Narrowed sums(out);
   const int64_t count = size == 0 ? 0 : int64_t(parts.size()) / size;
   for_each_item((size + 1023) / 1024, [&](int64_t item) {
     for (int64_t i = item * 1024; i < std::min(size, (item + 1) * 1024); ++i) {
       double total = 0;
       for (int64_t part = 0; part < count; ++part) total += double(parts[size_t(part * size + i)]);
-      narrow(total, out, i);
+      sums.set(i, total);
     }
   });
 }
 
+}  // namespace
+
 template <class T>
-void run_typed(BackwardCall call, int64_t blocks,
-               const std::function<void(const BackwardCall&)>& go, Tensor* grad_weight,
-               Tensor* grad_bias) {
-  std::vector<T> weight_parts, bias_parts;
+void BackwardPlan::run_typed(const BackwardCall& whole, Tensor* grad_weight, Tensor* grad_bias,
+                             std::vector<double>* in_sums) const {
+  // Partial sums of all parts, blocks and segments, in this order.
+  std::vector<T> weight_sums, bias_sums;
+  std::vector<double> norm_sums;
+  int64_t count = 0;
+  for (const PartPlan& plan : plans_) count += plan.blocks * plan.segments;
   if (grad_weight) {
-    weight_parts.resize(size_t(blocks * call.segments * call.weight_size));
-    bias_parts.resize(size_t(blocks * call.segments * call.grad.c));
-    call.grad_weight = weight_parts.data();
-    call.grad_bias = bias_parts.data();
+    weight_sums.resize(size_t(count * weight_size_));
+    bias_sums.resize(size_t(count * whole.grad.c));
   }
-  go(call);
+  if (in_sums) norm_sums.resize(size_t(count * whole.x.c * 2));
+
+  const auto backward = kernels().backward[sizeof(T) == 8 ? 1 : 0];
+  int64_t before = 0;
+  for (const PartPlan& plan : plans_) {
+    BackwardCall call = whole;
+    for (Image* image : {&call.grad, &call.x, &call.z, &call.grad_x}) {
+      *image = images_of(*image, plan.part.first, plan.part.count);
+    }
+    call.lanes = plan.part.lanes;
+    call.units = plan.units.data();
+    call.block = plan.block;
+    call.segments = plan.segments;
+    if (grad_weight) {
+      call.grad_weight = weight_sums.data() + before * weight_size_;
+      call.grad_bias = bias_sums.data() + before * whole.grad.c;
+    }
+    if (in_sums) call.in_sums = norm_sums.data() + before * whole.x.c * 2;
+    before += plan.blocks * plan.segments;
+    const int64_t bytes = plan.scratch_bytes + stage_bytes(call.lanes, plan.segments);
+    const int64_t units = int64_t(plan.units.size());
+    for_each_item(plan.blocks * plan.segments * groups_, [&](int64_t item) {
+      const int64_t first = item % groups_ * group_;
+      const int64_t outer = item / groups_;
+      backward(call, outer / plan.segments, outer % plan.segments, first,
+               std::min(first + group_, units), scratch(bytes));
+    });
+  }
   if (grad_weight) {
-    sum_parts(weight_parts, *grad_weight);
-    sum_parts(bias_parts, *grad_bias);
+    sum_parts(weight_sums, *grad_weight);
+    sum_parts(bias_sums, *grad_bias);
+  }
+  if (in_sums) {
+    in_sums->assign(size_t(whole.x.c * 2), 0.0);
+    for (size_t i = 0; i < norm_sums.size(); ++i) (*in_sums)[i % in_sums->size()] += norm_sums[i];
   }
 }
-
-}  // namespace
 
 void BackwardPlan::run(const Image& x, const Image& grad, const Image& grad_x,
                        const BackwardNorms& norms, Tensor* grad_weight, Tensor* grad_bias,
                        std::vector<double>* in_sums) const {
-  const int64_t count = int64_t(units_.size());
   BackwardCall call{};
   call.grad = grad;
   call.x = x;
   call.z = norms.z;
   call.grad_x = grad_x;
   call.stride = int(stride_);
-  call.units = units_.data();
   call.out_norm = norms.out;
   call.out_activation = norms.out_activation;
   call.inv_std = norms.inv_std;
@@ -223,32 +265,10 @@ void BackwardPlan::run(const Image& x, const Image& grad, const Image& grad_x,
   call.in_activation = norms.in_activation;
   call.in_inv_std = norms.in_inv_std;
   call.weight_size = weight_size_;
-  call.block = block_;
-  call.segments = segments_;
-  std::vector<double> sums;
-  if (in_sums) {
-    sums.resize(size_t(blocks_ * segments_ * x.c * 2));
-    call.in_sums = sums.data();
-  }
-
-  const auto backward = kernels().backward[compute_index(x.dtype)];
-  const int64_t bytes = scratch_bytes_ + stage_bytes(segments_);
-  const auto go = [&](const BackwardCall& ready) {
-    for_each_item(blocks_ * segments_ * groups_, [&](int64_t item) {
-      const int64_t first = item % groups_ * group_;
-      const int64_t outer = item / groups_;
-      backward(ready, outer / segments_, outer % segments_, first, std::min(first + group_, count),
-               scratch(bytes));
-    });
-  };
   if (x.dtype == Scalar::float64) {
-    run_typed<double>(call, blocks_, go, grad_weight, grad_bias);
+    run_typed<double>(call, grad_weight, grad_bias, in_sums);
   } else {
-    run_typed<float>(call, blocks_, go, grad_weight, grad_bias);
-  }
-  if (in_sums) {
-    in_sums->assign(size_t(x.c * 2), 0.0);
-    for (size_t i = 0; i < sums.size(); ++i) (*in_sums)[i % size_t(x.c * 2)] += sums[i];
+    run_typed<float>(call, grad_weight, grad_bias, in_sums);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <deque>
 #include <vector>
 
+#include "pack.h"
 #include "stack.h"
 #include "tensors.h"
 
@@ -28,7 +29,7 @@ class BackwardPlan {
   // Level `level` of `stack`, for inputs like `x` and output gradients like `grad`. `weight` is
   // read only where the gradient of the input is wanted.
   BackwardPlan(const Stack& stack, int level, const Image& x, const Image& grad,
-               const Tensor* weight, int64_t stride, int64_t dilation);
+               const Tensor* weight, int64_t stride, int64_t dilation, Pass pass = Pass::backward);
 
   // `grad_x` may hold no data; `grad_weight` and `grad_bias` may be null, both or none. With
   // `in_sums` the sums that the norm before the level needs, two a channel.
@@ -36,20 +37,32 @@ class BackwardPlan {
            Tensor* grad_weight, Tensor* grad_bias, std::vector<double>* in_sums) const;
 
  private:
-  void make_kind(const Unit& unit, int64_t dilation);
+  // The plan of one part of the batch: blocks of `block` times `lanes` images, `segments` of their
+  // rows each.
+  struct PartPlan {
+    Part part;
+    int64_t segments = 1, block = 1, blocks = 0, scratch_bytes = 0;
+    int64_t rows = 0;  // of the output, at most in a segment
+    std::vector<BackwardKind> kinds;
+    std::vector<BackwardUnit> units;
+    std::vector<double> packed;
+  };
+
+  void split(const Stack& stack, PartPlan& plan) const;
+  void make_kind(const Unit& unit, int64_t dilation, PartPlan& plan);
   template <class T>
-  void pack(const Stack& stack, const Tensor& weight, int64_t dilation);
-  int64_t stage_bytes(int64_t segments) const;
+  void pack(const Stack& stack, const Tensor& weight, int64_t dilation, PartPlan& plan);
+  int64_t stage_bytes(int64_t lanes, int64_t segments) const;
+  template <class T>
+  void run_typed(const BackwardCall& whole, Tensor* grad_weight, Tensor* grad_bias,
+                 std::vector<double>* in_sums) const;
 
   int level_;
-  int64_t stride_, weight_size_, segments_ = 1, block_ = 1, blocks_ = 1, scratch_bytes_ = 0;
+  int64_t stride_, weight_size_;
   Image x_, grad_;
-  int64_t rows_ = 0;  // of the output, at most in a segment
   int64_t group_ = 1, groups_ = 1, group_in_ = 0, group_out_ = 0, reach_ = 0, pad_ = 0;
-  std::vector<BackwardKind> kinds_;
-  std::vector<BackwardUnit> units_;
+  std::vector<PartPlan> plans_;
   std::deque<std::vector<int64_t>> offsets_;
-  std::vector<double> packed_;
 };
 
 }  // namespace bunit

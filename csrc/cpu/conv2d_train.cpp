@@ -115,6 +115,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     total += stack.channels[l + 1];
   }
   Tensor stats = torch::stable::empty({3, total}, stats_type(x), std::nullopt, x.device());
+  const Narrowed stat_values(stats);
 
   std::vector<Tensor> pre_norms;
   std::vector<LevelNorm> norms;
@@ -122,8 +123,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
   for (int l = 0; l < depth; ++l) {
     const Image in = image_of(l == 0 ? x : pre_norms.back());
     const Stack level = level_stack(units, depth, l);
-    const ForwardPlan plan(level, in, {weights[size_t(l)]}, {},
-                           {.stride = l == 0 ? stride : 1, .dilation = dilation});
+    const ForwardPlan plan(
+        level, in, {weights[size_t(l)]}, {},
+        {.stride = l == 0 ? stride : 1, .dilation = dilation, .pass = Pass::with_norms});
     const Tensor z =
         new_output(x, {x.size(0), level.channels[1], plan.out_h(), plan.out_w()}, channels_last);
     std::vector<Moments> moments(size_t(level.channels[1]));
@@ -136,9 +138,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
       const Moments& m = moments[size_t(c)];
       means.push_back(m.mean);
       inv_stds.push_back(1 / std::sqrt(m.m2 / m.count + eps));
-      narrow(means.back(), stats, first + c);
-      narrow(inv_stds.back(), stats, total + first + c);
-      narrow(m.m2 / (m.count - 1), stats, 2 * total + first + c);
+      stat_values.set(first + c, means.back());
+      stat_values.set(total + first + c, inv_stds.back());
+      stat_values.set(2 * total + first + c, m.m2 / (m.count - 1));
     }
     first += level.channels[1];
     norms.emplace_back(Values<double>(gammas[size_t(l)]), Values<double>(betas[size_t(l)]), means,
@@ -204,6 +206,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     first += stack.channels[l + 1];
   }
   Tensor grad_affine = torch::stable::empty({2, total}, stats_type(x), std::nullopt, x.device());
+  const Narrowed affine_values(grad_affine);
 
   Tensor grad = contiguous_like(gradient, channels_last);
   std::vector<double> sums;
@@ -228,8 +231,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Image z = image_of(pre_norms[i]);
     const Tensor& input = l == 0 ? x : pre_norms[i - 1];
     for (int64_t c = 0; c < z.c; ++c) {
-      narrow(sums[size_t(2 * c + 1)], grad_affine, firsts[i] + c);
-      narrow(sums[size_t(2 * c)], grad_affine, total + firsts[i] + c);
+      affine_values.set(firsts[i] + c, sums[size_t(2 * c + 1)]);
+      affine_values.set(total + firsts[i] + c, sums[size_t(2 * c)]);
     }
     const ChannelRows means = grad_means(sums, double(z.n * z.h * z.w), dtype);
     BackwardNorms around{};
@@ -252,7 +255,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     Tensor grad_bias = torch::stable::empty({z.c}, x.scalar_type(), std::nullopt, x.device());
     const Image in = image_of(input), out = image_of(grad);
     BackwardPlan(level_stack(units, depth, l), 0, in, out, &weights[i], l == 0 ? stride : 1,
-                 dilation)
+                 dilation, Pass::with_norms)
         .run(in, out, image_of(grad_in), around, &grad_weights[i], &grad_bias,
              l > 0 ? &sums : nullptr);
     grad = grad_in;

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "pack.h"
-
 namespace bunit {
 namespace {
 
@@ -20,11 +18,22 @@ constexpr int64_t kSegmentPixels = 256;  // not worth splitting below
 
 ForwardPlan::ForwardPlan(const Stack& stack, const Image& x, const std::vector<Tensor>& weights,
                          const std::vector<Tensor>& biases, const ConvOptions& options)
-    : stack_(stack), options_(options), dtype_(x.dtype), kinds_(size_t(stack.kinds)) {
-  std::vector<bool> made(kinds_.size());
-  for (const Unit& unit : stack.units) {
-    if (!made[size_t(unit.kind)]) make_kind(unit, x);
-    made[size_t(unit.kind)] = true;
+    : stack_(stack), options_(options), dtype_(x.dtype) {
+  for (const Part& part : parts_of(stack, x, options.pass)) {
+    PartPlan& plan = plans_.emplace_back();
+    plan.part = part;
+    plan.kinds.resize(size_t(stack.kinds));
+    plan.units.resize(stack.units.size());
+    std::vector<bool> made(size_t(stack.kinds));
+    for (size_t u = 0; u < plan.units.size(); ++u) {
+      const Unit& unit = stack.units[u];
+      if (!made[size_t(unit.kind)]) make_kind(unit, x, plan);
+      made[size_t(unit.kind)] = true;
+      plan.units[u] = {};
+      plan.units[u].kind = &plan.kinds[size_t(unit.kind)];
+      plan.units[u].in_channel = unit.channels[0];
+      plan.units[u].out_channel = unit.channels[stack.depth];
+    }
   }
   if (dtype_ == Scalar::float64) {
     pack<double>(weights, biases);
@@ -41,30 +50,25 @@ void ForwardPlan::pack(const std::vector<Tensor>& weights, const std::vector<Ten
   }
   packed_.resize(size_t(size * int64_t(sizeof(T)) + 7) / 8);
   T* out = reinterpret_cast<T*>(packed_.data());
-  units_.resize(stack_.units.size());
-  for (size_t u = 0; u < units_.size(); ++u) {
-    const Unit& unit = stack_.units[u];
-    units_[u] = {};
-    units_[u].kind = &kinds_[size_t(unit.kind)];
-    units_[u].in_channel = unit.channels[0];
-    units_[u].out_channel = unit.channels[stack_.depth];
-  }
   for (int l = 0; l < stack_.depth; ++l) {
     const Values<T> weight(weights[size_t(l)]);
-    for (size_t u = 0; u < units_.size(); ++u) {
-      units_[u].weights[l] = out;
+    for (size_t u = 0; u < stack_.units.size(); ++u) {
+      for (PartPlan& plan : plans_) plan.units[u].weights[l] = out;
       out = pack_weights(weight, stack_.units[u], l, out);
     }
     if (biases.empty()) continue;
     const Values<T> bias(biases[size_t(l)]);
-    for (size_t u = 0; u < units_.size(); ++u)
-      units_[u].biases[l] = out + stack_.units[u].channels[l + 1];
+    for (size_t u = 0; u < stack_.units.size(); ++u) {
+      for (PartPlan& plan : plans_) {
+        plan.units[u].biases[l] = out + stack_.units[u].channels[l + 1];
+      }
+    }
     for (int64_t c = 0; c < stack_.channels[l + 1]; ++c) *out++ = bias[c];
   }
 }
 
-void ForwardPlan::make_kind(const Unit& unit, const Image& x) {
-  Kind& kind = kinds_[size_t(unit.kind)];
+void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
+  Kind& kind = plan.kinds[size_t(unit.kind)];
   kind = {};
   kind.kernel = unit.kernel;
   int64_t h = x.h, w = x.w;
@@ -89,24 +93,25 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x) {
     h = level.out_h;
     w = level.out_w;
   }
+  kind.row *= plan.part.lanes;
   out_h_ = h;
   int64_t reach = 0;
   for (int l = 0; l < stack_.depth; ++l) reach += kind.levels[l].reach;
   reach_ = std::max(reach_, reach);
   out_w_ = w;
-  set_step(kind);
+  set_step(kind, x.w, plan.part.lanes);
   for (int l = 0; l < stack_.depth; ++l) {
     Level& level = kind.levels[l];
     offsets_.push_back(tap_offsets(unit, l, l == 0 ? options_.stride : 1, options_.dilation,
-                                   level.phases, level.plane, kind.row));
+                                   level.phases, level.plane, kind.row, plan.part.lanes));
     level.offsets = offsets_.back().data();
   }
-  scratch_bytes_ = std::max(scratch_bytes_, kind.scratch * compute_size(dtype_));
+  plan.scratch_bytes = std::max(plan.scratch_bytes, kind.scratch * compute_size(dtype_));
 }
 
 // As many rows at a time as the cache holds, in even steps.
-void ForwardPlan::set_step(Kind& kind) {
-  const int64_t lanes = kernels().vector_bytes / compute_size(dtype_);
+void ForwardPlan::set_step(Kind& kind, int64_t in_w, int64_t lanes) const {
+  const int64_t vector = kernels().vector_bytes / compute_size(dtype_);
   int64_t per_row = kind.levels[stack_.depth - 1].c_out, fixed = 0, extra = 0;
   for (int l = stack_.depth - 1; l >= 0; --l) {
     const Level& level = kind.levels[l];
@@ -116,81 +121,95 @@ void ForwardPlan::set_step(Kind& kind) {
     fixed += planes * extra;
   }
   const int64_t rows_in_cache = kCacheBytes / (kind.row * compute_size(dtype_));
-  const int64_t least = (kSegmentPixels + kind.row - 1) / kind.row;
+  const int64_t least = (kSegmentPixels * lanes + kind.row - 1) / kind.row;
   const int64_t most = std::max(least, (rows_in_cache - fixed) / per_row);
   const int64_t steps = (out_h_ + most - 1) / most;
   kind.step = (out_h_ + steps - 1) / steps;
 
   int64_t rows = kind.step;
-  const int64_t slack = 2 * lanes + kind.levels[0].pad + kind.levels[0].reach;
-  kind.out_plane = padded_plane(rows * kind.row + slack, lanes);
-  kind.scratch = kind.row + 2 * lanes + kind.levels[stack_.depth - 1].c_out * kind.out_plane;
+  const int64_t slack = 2 * vector + (kind.levels[0].pad + kind.levels[0].reach) * lanes;
+  kind.out_plane = padded_plane(rows * kind.row + slack, vector);
+  kind.scratch = kind.row + 2 * vector + kind.levels[stack_.depth - 1].c_out * kind.out_plane;
   for (int l = stack_.depth - 1; l >= 0; --l) {
     Level& level = kind.levels[l];
     rows += level.reach;
     level.rows = rows;
-    level.plane = padded_plane(rows * kind.row + slack, lanes);
+    level.plane = padded_plane(rows * kind.row + slack, vector);
     kind.scratch += int64_t(level.c_in) * level.phases * level.phases * level.plane;
+  }
+  if (lanes > 1) {  // staging
+    const Level &head = kind.levels[0], &tail = kind.levels[stack_.depth - 1];
+    kind.scratch += std::max(head.c_in * head.rows * options_.stride * in_w * lanes,
+                             tail.c_out * kind.step * tail.out_w * lanes);
   }
 }
 
 // What planes in place of interleaved channels take.
-int64_t ForwardPlan::stage_bytes(const Image& x, const Image& y, int64_t group,
-                                 int64_t segments) const {
-  const int64_t rows = (y.h + segments - 1) / segments;
-  const int64_t in_rows = std::min(x.h, (rows + reach_ + 1) * options_.stride);
-  int64_t elements = 0;
-  if (is_interleaved(x)) elements += group_channels(stack_, 0, group) * in_rows * x.w + 64;
-  if (is_interleaved(y)) elements += group_channels(stack_, stack_.depth, group) * rows * y.w + 64;
+int64_t ForwardPlan::stage_bytes(const ForwardCall& call, int64_t group, int64_t segments) const {
+  const int64_t rows = (call.y.h + segments - 1) / segments;
+  const int64_t in_rows = std::min(call.x.h, (rows + reach_ + 1) * options_.stride);
+  const int64_t in = group_channels(stack_, 0, group) * in_rows * call.x.w * call.lanes + 64;
+  const int64_t out =
+      group_channels(stack_, stack_.depth, group) * rows * call.y.w * call.lanes + 64;
+  const int64_t elements = (is_interleaved(call.x) ? in : 0) + (is_interleaved(call.y) ? out : 0) +
+                           (is_interleaved(call.residual) ? out : 0);
   return elements * compute_size(dtype_);
 }
 
 void ForwardPlan::run(const Image& x, const Image& y, const Image& residual, const Norm& in_norm,
                       Activation in_activation, std::vector<Moments>* moments) const {
   if (y.n == 0) return;
-  const int64_t count = int64_t(units_.size());
-  const int64_t group = units_per_item(x, y, count);
-  const int64_t groups = (count + group - 1) / group;
-
   ForwardCall call{};
-  call.x = x;
-  call.y = y;
-  call.residual = residual;
   call.depth = stack_.depth;
   call.stride = int(options_.stride);
   call.dilation = int(options_.dilation);
   call.hidden = options_.hidden;
   call.out = options_.out;
   call.after_residual = options_.after_residual;
-  call.units = units_.data();
   call.in_norm = in_norm;
   call.in_activation = in_activation;
-  // Moments must not depend on the number of threads; outputs never do.
-  const int64_t wanted = moments ? kItems : num_threads() == 1 ? 1 : 4 * num_threads();
-  call.segments = segments_for(y.n * groups, wanted, y.h, y.h * y.w, kSegmentPixels);
-  if (group > 1 || is_interleaved(x) || is_interleaved(y)) {
-    const int64_t most = stage_bytes(x, y, group, 1) / kStageBytes;
-    call.segments = std::clamp<int64_t>(most, call.segments, y.h);
-  }
   const int64_t row_bytes = y.w * compute_size(dtype_);
   call.around = y.n * y.c * y.h * row_bytes >= kAroundBytes && row_bytes % 64 == 0 &&
                 reinterpret_cast<uintptr_t>(y.data) % 64 == 0 &&
                 (options_.out == Activation::identity || options_.out == Activation::relu);
   std::vector<Moments> parts;
-  if (moments) {
-    parts.resize(size_t(y.n * call.segments * y.c));
-    call.moments = parts.data();
+  for (const PartPlan& plan : plans_) {
+    call.x = images_of(x, plan.part.first, plan.part.count);
+    call.y = images_of(y, plan.part.first, plan.part.count);
+    call.residual = images_of(residual, plan.part.first, plan.part.count);
+    call.lanes = plan.part.lanes;
+    call.units = plan.units.data();
+    run_part(plan, call, moments ? &parts : nullptr);
   }
+  if (moments) *moments = merge_moments(parts, y.c);
+}
 
+// Appends the moments of its items to `moments`.
+void ForwardPlan::run_part(const PartPlan& plan, ForwardCall call,
+                           std::vector<Moments>* moments) const {
+  const int64_t count = int64_t(plan.units.size());
+  const int64_t group = units_per_item(call.x, call.y, count);
+  const int64_t groups = (count + group - 1) / group;
+  const int64_t items = call.y.n / call.lanes;
+  // Moments must not depend on the number of threads; outputs never do.
+  const int64_t wanted = moments ? kItems : num_threads() == 1 ? 1 : 4 * num_threads();
+  call.segments = segments_for(items * groups, wanted, call.y.h, call.y.h * call.y.w * call.lanes,
+                               kSegmentPixels);
+  const int64_t most = stage_bytes(call, group, 1) / kStageBytes;
+  call.segments = std::clamp<int64_t>(most, call.segments, call.y.h);
+  if (moments) {
+    const size_t before = moments->size();
+    moments->resize(before + size_t(items * call.segments * call.y.c));
+    call.moments = moments->data() + before;
+  }
   const auto forward = kernels().forward[compute_index(dtype_)];
-  const int64_t bytes = scratch_bytes_ + stage_bytes(x, y, group, call.segments);
-  for_each_item(y.n * call.segments * groups, [&](int64_t item) {
+  const int64_t bytes = plan.scratch_bytes + stage_bytes(call, group, call.segments);
+  for_each_item(items * call.segments * groups, [&](int64_t item) {
     const int64_t first = item % groups * group;
     const int64_t outer = item / groups;
     forward(call, outer / call.segments, first, std::min(first + group, count),
             outer % call.segments, scratch(bytes));
   });
-  if (moments) *moments = merge_moments(parts, y.c);
 }
 
 }  // namespace bunit

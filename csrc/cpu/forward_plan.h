@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "pack.h"
 #include "stack.h"
 #include "tensors.h"
 
@@ -16,12 +17,14 @@ struct ConvOptions {
   Activation hidden = Activation::identity;
   Activation out = Activation::identity;
   Activation after_residual = Activation::identity;
+  Pass pass = Pass::forward;
 };
 
 // Packs `units` of one level or more for inputs like `x`; `weights` and `biases` (empty, or one a
 // level) are the operators' tensors.
 class ForwardPlan {
  public:
+  // `x` needs no data.
   ForwardPlan(const Stack& stack, const Image& x, const std::vector<Tensor>& weights,
               const std::vector<Tensor>& biases, const ConvOptions& options);
 
@@ -35,19 +38,27 @@ class ForwardPlan {
            Activation in_activation, std::vector<Moments>* moments) const;
 
  private:
-  void make_kind(const Unit& unit, const Image& x);
-  void set_step(Kind& kind);
+  // The plan of one part of the batch.
+  struct PartPlan {
+    Part part;
+    std::vector<Kind> kinds;
+    std::vector<PackedUnit> units;
+    int64_t scratch_bytes = 0;
+  };
+
+  void make_kind(const Unit& unit, const Image& x, PartPlan& plan);
+  void set_step(Kind& kind, int64_t in_w, int64_t lanes) const;
   template <class T>
   void pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases);
-  int64_t stage_bytes(const Image& x, const Image& y, int64_t group, int64_t segments) const;
+  int64_t stage_bytes(const ForwardCall& call, int64_t group, int64_t segments) const;
+  void run_part(const PartPlan& plan, ForwardCall call, std::vector<Moments>* moments) const;
 
   const Stack& stack_;
   ConvOptions options_;
   Scalar dtype_;
-  int64_t out_h_ = 0, out_w_ = 0, scratch_bytes_ = 0, reach_ = 0;
-  std::vector<Kind> kinds_;
+  int64_t out_h_ = 0, out_w_ = 0, reach_ = 0;
+  std::vector<PartPlan> plans_;
   std::deque<std::vector<int64_t>> offsets_;
-  std::vector<PackedUnit> units_;
   std::vector<double> packed_;  // as storage: floats or doubles
 };
 

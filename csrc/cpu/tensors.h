@@ -84,6 +84,19 @@ inline Image image_of(const Tensor& x) {
   return image;
 }
 
+inline int64_t element_size(Scalar dtype) {
+  return dtype == Scalar::float64 ? 8 : dtype == Scalar::float32 ? 4 : 2;
+}
+
+// Images [first, first + count) of a batch; what holds no data stays so.
+inline Image images_of(Image image, int64_t first, int64_t count) {
+  if (!image.data) return image;
+  image.data =
+      static_cast<const char*>(image.data) + first * image.stride_n * element_size(image.dtype);
+  image.n = count;
+  return image;
+}
+
 // [..., C] seen as a channels_last image [1, C, rows, 1].
 inline Image rows_of(const Tensor& contiguous) {
   const int64_t c = contiguous.size(contiguous.dim() - 1);

@@ -23,8 +23,9 @@ struct ReadThroughNorm {
   BUNIT_INLINE void operator()(int64_t c, int64_t y, int64_t x, int64_t step, T* target,
                                int64_t count) const {
     const Image &grad = call.grad, &z = call.z;
-    read_row(grad, offset_of(grad, n, c, y, x), step * grad.stride_w, spare, count);
-    read_row(z, offset_of(z, n, c, y, x), step * z.stride_w, spare_z, count);
+    read_pixels(grad, offset_of(grad, n, c, y, x), step, spare, count);
+    read_pixels(z, offset_of(z, n, c, y, x), step, spare_z, count);
+    count *= call.lanes;
     const Vec<T> mean = value_of<T>(call.out_norm.mean, c);
     const Vec<T> scale = value_of<T>(call.out_norm.scale, c);
     const Vec<T> shift = value_of<T>(call.out_norm.shift, c);
@@ -45,11 +46,13 @@ struct LevelBackward {
   const BackwardCall& call;
   const BackwardUnit& unit;
   const BackwardKind& kind;
+  const int64_t lanes;
   T *grads, *inputs, *outs, *spare, *spare_z;
 
   LevelBackward(const BackwardCall& call, const BackwardUnit& unit, T* scratch)
-      : call(call), unit(unit), kind(*unit.kind) {
-    const int64_t spare_size = at_least(kind.row, at_least(call.x.w, call.grad.w)) + kLanes<T>;
+      : call(call), unit(unit), kind(*unit.kind), lanes(call.lanes) {
+    const int64_t widest = at_least(call.x.w, call.grad.w) * lanes;
+    const int64_t spare_size = at_least(kind.row, widest) + kLanes<T>;
     spare = scratch;
     spare_z = spare + spare_size;
     grads = spare_z + spare_size;
@@ -63,18 +66,23 @@ struct LevelBackward {
     load_grads(n, y0, at_least(y1, q1));
     if (grad_weight) {
       load_inputs(n, y0, y1);
-      const int64_t origin = kind.reach * kind.row + kind.reach;  // of row y0 in `grads`
-      const int64_t flat = (y1 - y0 - 1) * kind.row + call.grad.w;
-      weight_grad_flat<T>(grads + origin, kind.grad_plane, inputs, kind.x_offsets, kind.taps,
-                          kind.c_out, static_cast<const typename VecOf<T>::Int*>(kind.mask), flat,
-                          grad_weight + unit.weight);
-      add_bias(y1 - y0, grads + origin, grad_bias + unit.out_channel);
+      const T* own = grads + kind.reach * (kind.row + lanes);  // row y0
+      const auto* mask = static_cast<const typename VecOf<T>::Int*>(kind.mask);
+      const WeightGrad<T> sums{own,  kind.grad_plane, inputs, kind.x_offsets, kind.taps,
+                               mask, kind.row};
+      T* out = grad_weight + unit.weight;
+      if (lanes > 1) {
+        sums.template run<false>(kind.c_out, y1 - y0, call.grad.w * lanes, out);
+      } else {
+        sums.template run<true>(kind.c_out, 1, (y1 - y0 - 1) * kind.row + call.grad.w, out);
+      }
+      add_bias(y1 - y0, own, grad_bias + unit.out_channel);
     }
     if (call.grad_x.data && q1 > y0) input_grad(n, y0, q1, in_sums);
   }
 
   void load_grads(int64_t n, int64_t y0, int64_t end) {
-    const PlaneMap map{kind.row, kind.grad_plane, 1, kind.reach, 1};
+    const PlaneMap map{kind.row, kind.grad_plane, lanes, 1, kind.reach, 1};
     const auto load = [&](const auto& reader) {
       load_planes(reader, call.grad.h, call.grad.w, has_dense_rows(call.grad), unit.out_channel,
                   kind.c_out, map, y0, y0, end + kind.reach, grads);
@@ -87,7 +95,7 @@ struct LevelBackward {
   }
 
   void load_inputs(int64_t n, int64_t y0, int64_t y1) {
-    const PlaneMap map{kind.row, kind.x_plane, call.stride, kind.pad, kind.phases};
+    const PlaneMap map{kind.row, kind.x_plane, lanes, call.stride, kind.pad, kind.phases};
     const auto load = [&](const auto& reader) {
       load_planes(reader, call.x.h, call.x.w, has_dense_rows(call.x), unit.in_channel, kind.c_in,
                   map, y0, y0, y1 + kind.reach, inputs);
@@ -100,8 +108,9 @@ struct LevelBackward {
   }
 
   void add_bias(int64_t rows, const T* planes, T* grad_bias) const {
-    const bool dense = kind.row == call.grad.w;
-    const int64_t width = dense ? rows * kind.row : call.grad.w;
+    const int64_t columns = call.grad.w * lanes;
+    const bool dense = kind.row == columns;
+    const int64_t width = dense ? rows * kind.row : columns;
     for (int c = 0; c < kind.c_out; ++c) {
       Vec<T> total{};
       T rest = 0;
@@ -124,7 +133,13 @@ struct LevelBackward {
         // Columns of this phase that are pixels: column j is x = j * stride + px - pad.
         const int64_t first = at_least(ceil_div(kind.pad - px, call.stride), 0);
         const int64_t last = ceil_div(call.x.w + kind.pad - px, call.stride);
-        if (takes_rows<T>(kind.plain, kind.c_in, last)) {
+        if (lanes > 1) {
+          for (int64_t r = 0; r < q1 - q0; ++r) {
+            conv_flat<T>(grads + r * kind.row, offsets, taps, weights, nullptr, kind.c_in,
+                         Activation::identity, outs + r * kind.row, kind.out_plane,
+                         at_least(last, 1) * lanes);
+          }
+        } else if (takes_rows<T>(kind.plain, kind.c_in, last)) {
           conv_rows<T>(grads, kind.row, kind.grad_plane, kind.c_out, weights, nullptr, kind.c_in,
                        Activation::identity, false, outs, kind.out_plane, kind.row, q1 - q0, last);
         } else {
@@ -141,7 +156,7 @@ struct LevelBackward {
           for (int64_t q = q0; q < q1; ++q) {
             const int64_t y = q * call.stride + py - kind.pad;
             if (y < 0 || y >= call.x.h || last <= first) continue;
-            T* row = outs + c * kind.out_plane + (q - q0) * kind.row + first;
+            T* row = outs + c * kind.out_plane + (q - q0) * kind.row + first * lanes;
             const int64_t x = first * call.stride + px - kind.pad;
             write_input_grad(n, unit.in_channel + c, y, x, row, last - first, in_sums);
           }
@@ -160,13 +175,14 @@ struct LevelBackward {
       through_in_norm(n, c, y, row, count, in_sums + 2 * c);
       values = spare;
     }
-    write_row(out, offset_of(out, n, c, y, x), call.stride * out.stride_w, values, count);
+    write_pixels(out, offset_of(out, n, c, y, x), call.stride, values, count);
   }
 
   // Multiplies a row by the derivative of the activation before it, into `spare`, and adds up what
   // the norm's gradient needs. Only levels after the first have one, so the stride is 1.
   void through_in_norm(int64_t n, int64_t c, int64_t y, const T* row, int64_t count, double* sums) {
-    read_row(call.x, offset_of(call.x, n, c, y, 0), call.x.stride_w, spare_z, count);
+    read_pixels(call.x, offset_of(call.x, n, c, y, 0), 1, spare_z, count);
+    count *= lanes;
     const Vec<T> mean = value_of<T>(call.in_norm.mean, c);
     const Vec<T> scale = value_of<T>(call.in_norm.scale, c);
     const Vec<T> shift = value_of<T>(call.in_norm.shift, c);
@@ -188,8 +204,8 @@ struct LevelBackward {
   }
 };
 
-// The images of a call, for one image n and units [first, last), with planes in place of those
-// whose channels are interleaved.
+// The images of a call, for one image n (or vector of images) and units [first, last), with planes
+// in place of those that lie otherwise.
 template <class T>
 struct StagedBackward {
   const BackwardCall& given;
@@ -201,6 +217,11 @@ struct StagedBackward {
   StagedBackward(const BackwardCall& given, int64_t first, int64_t last, int64_t y0, int64_t y1,
                  int64_t q1)
       : given(given), call(given), grad_x(nullptr) {
+    // The next images of the block come next.
+    Image* const read[] = {&call.grad, &call.x, &call.z};
+    for (Image* image : read) {
+      image->ahead = given.lanes * image->stride_n * element_size(image->dtype);
+    }
     const BackwardUnit &begin = given.units[first], &end = given.units[last - 1];
     int64_t reach = 0, pad = 0;
     for (int64_t u = first; u < last; ++u) {
@@ -209,28 +230,33 @@ struct StagedBackward {
     }
     out = {begin.out_channel, end.out_channel + end.kind->c_out,
            at_most(at_least(y0 - reach, 0), given.grad.h),
-           at_most(at_least(y1, q1) + reach, given.grad.h)};
+           at_most(at_least(y1, q1) + reach, given.grad.h), given.lanes};
     const int64_t below = at_least(y1 + reach, q1) * given.stride + given.stride;
     in = {begin.in_channel, end.in_channel + end.kind->c_in,
-          at_most(at_least(y0 * given.stride - pad, 0), given.x.h), at_most(below, given.x.h)};
+          at_most(at_least(y0 * given.stride - pad, 0), given.x.h), at_most(below, given.x.h),
+          given.lanes};
+  }
+
+  bool is_staged(const Image& image) const {
+    return image.data && (given.lanes > 1 || is_interleaved(image));
   }
 
   // Takes what it needs of `memory` and returns the rest.
   T* load(int64_t n, T* memory) {
-    if (is_interleaved(given.grad)) {
-      call.grad = stage_in(given.grad, n, out, memory);
+    if (is_staged(given.grad)) {
+      call.grad = stage_in(call.grad, n, out, memory);
       memory += out.size(given.grad);
     }
-    if (given.out_norm.mean && is_interleaved(given.z)) {
-      call.z = stage_in(given.z, n, out, memory);
+    if (given.out_norm.mean && is_staged(given.z)) {
+      call.z = stage_in(call.z, n, out, memory);
       memory += out.size(given.z);
     }
     const bool reads_x = given.grad_weight || given.in_norm.mean;
-    if (reads_x && is_interleaved(given.x)) {
-      call.x = stage_in(given.x, n, in, memory);
+    if (reads_x && is_staged(given.x)) {
+      call.x = stage_in(call.x, n, in, memory);
       memory += in.size(given.x);
     }
-    if (is_interleaved(given.grad_x)) {
+    if (is_staged(given.grad_x)) {
       call.grad_x = planes_of(given.grad_x, in, memory);
       grad_x = memory;
       memory += in.size(given.grad_x);
@@ -250,8 +276,10 @@ struct StagedBackward {
       const int64_t top = at_most(at_least(y0 * given.stride - kind.pad, 0), given.x.h);
       const int64_t bottom = at_most(end_of(kind) * given.stride - kind.pad, given.x.h);
       if (bottom <= top) continue;
-      const Region own{given.units[u].in_channel, end.in_channel + end.kind->c_in, top, bottom};
-      stage_out(given.grad_x, n, own, grad_x + (own.c0 - in.c0) * plane + (top - in.y0) * given.x.w,
+      const Region own{given.units[u].in_channel, end.in_channel + end.kind->c_in, top, bottom,
+                       given.lanes};
+      const int64_t row = given.x.w * given.lanes;
+      stage_out(given.grad_x, n, own, grad_x + (own.c0 - in.c0) * plane + (top - in.y0) * row,
                 plane);
     }
   }
@@ -276,7 +304,7 @@ void backward_item(const BackwardCall& given, int64_t block, int64_t segment, in
   int64_t end = y1;
   for (int64_t u = first; u < last; ++u) end = at_least(end, end_of(*given.units[u].kind));
 
-  const int64_t n1 = at_most((block + 1) * given.block, given.x.n);
+  const int64_t n1 = at_most((block + 1) * given.block, given.x.n / given.lanes);
   for (int64_t n = block * given.block; n < n1; ++n) {
     StagedBackward<T> staged(given, first, last, y0, y1, end);
     T* memory = staged.load(n, static_cast<T*>(scratch));

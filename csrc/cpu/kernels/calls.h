@@ -12,11 +12,17 @@ enum class Activation : int { identity, relu, relu6, leaky_relu, gelu, silu, har
 enum class Scalar : int { float32, float64, bfloat16, float16 };
 
 // An image tensor; strides in elements. Compute type T is double for float64 and else float.
+//
+// Small images are worked on a vector of them at a time, a lane an image (`lanes` below is then the
+// length of a vector, and else 1): no lane is idle whatever the width, no load straddles cache
+// lines, and both memory formats cost the same transposition.
 struct Image {
   const void* data = nullptr;
   Scalar dtype = Scalar::float32;
   int64_t n = 0, c = 0, h = 0, w = 0;
   int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
+  int64_t lanes = 1;  // elements a pixel, next to each other: as many images
+  int64_t ahead = 0;  // bytes from a pixel to one that will be read soon, if not 0
 };
 
 // Normalisation of one level's channels: (z - mean) * scale + shift. Arrays of T, a value a
@@ -28,7 +34,8 @@ struct Norm {
 };
 
 // One level of one kind of unit: `buffers` are planes of `row` elements a row that hold the level's
-// padded input, split by stride into phases; a kernel tap is an offset into them.
+// padded input, split by stride into phases; a kernel tap is an offset into them. Sizes without
+// another unit are in pixels.
 struct Level {
   int c_in, c_out;
   int taps;    // c_in * k * k
@@ -69,11 +76,12 @@ struct ForwardCall {
   Image x, y, residual;  // residual.data may be null
   int depth;
   int stride, dilation;
+  int64_t lanes;  // images a work item
   Activation hidden, out, after_residual;
   const PackedUnit* units;
   Norm in_norm;  // applied to the input as it is loaded, where mean is set
   Activation in_activation;
-  Moments* moments;  // null, or [n][segment][c] of the output, before `out`
+  Moments* moments;  // null, or [item][segment][c] of the output, before `out`
   int64_t segments;
   bool around;  // write the output around the caches; its rows are aligned
 };
@@ -108,6 +116,7 @@ struct BackwardCall {
   Image grad, x, z;  // z: the level's own output before its norm, with out_norm
   Image grad_x;      // no data: not wanted
   int stride;
+  int64_t lanes;  // images a work item
   const BackwardUnit* units;
   Norm out_norm;
   Activation out_activation;  // identity where grad is already the one before it
@@ -123,7 +132,7 @@ struct BackwardCall {
   void* grad_weight;  // T [block][segment][weights of all units], or null
   void* grad_bias;    // T [block][segment][c_out of all units], or null
   int64_t weight_size;
-  int64_t block;     // images a block
+  int64_t block;     // times `lanes` images a block
   int64_t segments;  // of the output's rows
 };
 

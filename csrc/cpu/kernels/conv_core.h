@@ -276,45 +276,6 @@ void conv_rows(const T* in, int64_t row, int64_t in_plane, int c_in, const T* we
   }
 }
 
-// `Taps` weight gradients of `Channels` channels: out[c][t] += sum_p grad[c][p] * in[offsets[t] +
-// p].
-template <class T, int Channels, int Taps>
-BUNIT_INLINE void weight_grad_block(const T* grad, int64_t grad_plane, const T* in,
-                                    const int64_t* offsets, const typename VecOf<T>::Int* mask,
-                                    int64_t flat, T* out, int64_t out_stride) {
-  Vec<T> acc[Channels][Taps];
-#pragma GCC unroll 16
-  for (int c = 0; c < Channels; ++c) {
-#pragma GCC unroll 16
-    for (int t = 0; t < Taps; ++t) acc[c][t] = Vec<T>{};
-  }
-  const T* sources[Taps];
-#pragma GCC unroll 16
-  for (int t = 0; t < Taps; ++t) sources[t] = in + offsets[t];
-  const auto add = [&](int64_t p, Mask<T> within) BUNIT_ALWAYS {
-    Mask<T> valid;
-    memcpy(&valid, mask + p, sizeof(valid));
-    valid &= within;
-    Vec<T> g[Channels];
-#pragma GCC unroll 16
-    for (int c = 0; c < Channels; ++c) g[c] = keep<T>(load(grad + c * grad_plane + p), valid);
-#pragma GCC unroll 16
-    for (int t = 0; t < Taps; ++t) {
-      const Vec<T> x = keep<T>(load(sources[t] + p), valid);
-#pragma GCC unroll 16
-      for (int c = 0; c < Channels; ++c) acc[c][t] += g[c] * x;
-    }
-  };
-  int64_t p = 0;
-  for (; p + kLanes<T> <= flat; p += kLanes<T>) add(p, ~Mask<T>{});
-  if (p < flat) add(p, first_lanes<T>(flat - p));  // `mask` goes on with rows that are not ours
-  T sums[Channels * Taps];
-  sum_each<T>(&acc[0][0], Channels * Taps, sums);
-  for (int c = 0; c < Channels; ++c) {
-    for (int t = 0; t < Taps; ++t) out[c * out_stride + t] += sums[c * Taps + t];
-  }
-}
-
 constexpr int taps_of(int channels) {
   return BUNIT_REGISTERS == 32 ? (channels < 3    ? 9
                                   : channels == 3 ? 7
@@ -322,46 +283,93 @@ constexpr int taps_of(int channels) {
                                : (channels < 3 ? 4 : 3);
 }
 
-template <class T, int Channels>
-void weight_grad_channels(const T* grad, int64_t grad_plane, const T* in, const int64_t* offsets,
-                          int taps, const typename VecOf<T>::Int* mask, int64_t flat, T* out) {
-  constexpr int kTaps = taps_of(Channels);
-  int t = 0;
-  for (; t + kTaps <= taps; t += kTaps) {
-    weight_grad_block<T, Channels, kTaps>(grad, grad_plane, in, offsets + t, mask, flat, out + t,
-                                          taps);
-  }
-  for (; t + 3 <= taps; t += 3) {
-    weight_grad_block<T, Channels, 3>(grad, grad_plane, in, offsets + t, mask, flat, out + t, taps);
-  }
-  for (; t < taps; ++t) {
-    weight_grad_block<T, Channels, 1>(grad, grad_plane, in, offsets + t, mask, flat, out + t, taps);
-  }
-}
-
-// out[c][t] += sum over p < flat of grad[c][p] * in[offsets[t] + p]. `mask` is all ones where p is
-// a pixel and zero between rows, where one factor is zero but the other may be infinite.
+// out[c][t] += sum over rows and p < flat of grad[c][p] * in[offsets[t] + p], rows `row` apart.
+// Masked: a run goes on from row to row, and `mask` is all ones where p is a pixel and zero between
+// rows, where one factor is zero but the other may be infinite. Else a run is whole vectors.
 template <class T>
-void weight_grad_flat(const T* grad, int64_t grad_plane, const T* in, const int64_t* offsets,
-                      int taps, int channels, const typename VecOf<T>::Int* mask, int64_t flat,
-                      T* out) {
-  for (int c = 0; c < channels; c += kBlock) {
-    const T* g = grad + c * grad_plane;
-    T* o = out + int64_t(c) * taps;
-    switch (channels - c) {
-      case 1:
-        weight_grad_channels<T, 1>(g, grad_plane, in, offsets, taps, mask, flat, o);
-        break;
-      case 2:
-        weight_grad_channels<T, 2>(g, grad_plane, in, offsets, taps, mask, flat, o);
-        break;
-      case 3:
-        weight_grad_channels<T, 3>(g, grad_plane, in, offsets, taps, mask, flat, o);
-        break;
-      default:
-        weight_grad_channels<T, 4>(g, grad_plane, in, offsets, taps, mask, flat, o);
+struct WeightGrad {
+  const T* grad;
+  int64_t grad_plane;
+  const T* in;
+  const int64_t* offsets;
+  int taps;
+  const typename VecOf<T>::Int* mask;
+  int64_t row;
+
+  template <bool Masked>
+  void run(int channels, int64_t rows, int64_t flat, T* out) const {
+    for (int c = 0; c < channels; c += kBlock) {
+      const T* g = grad + c * grad_plane;
+      T* o = out + int64_t(c) * taps;
+      switch (channels - c) {
+        case 1:
+          run_channels<1, Masked>(g, rows, flat, o);
+          break;
+        case 2:
+          run_channels<2, Masked>(g, rows, flat, o);
+          break;
+        case 3:
+          run_channels<3, Masked>(g, rows, flat, o);
+          break;
+        default:
+          run_channels<4, Masked>(g, rows, flat, o);
+      }
     }
   }
-}
+
+  template <int Channels, bool Masked>
+  void run_channels(const T* g, int64_t rows, int64_t flat, T* out) const {
+    constexpr int kTaps = taps_of(Channels);
+    int t = 0;
+    for (; t + kTaps <= taps; t += kTaps) block<Channels, kTaps, Masked>(g, rows, flat, t, out);
+    for (; t + 3 <= taps; t += 3) block<Channels, 3, Masked>(g, rows, flat, t, out);
+    for (; t < taps; ++t) block<Channels, 1, Masked>(g, rows, flat, t, out);
+  }
+
+  template <int Channels, int Taps, bool Masked>
+  void block(const T* g, int64_t rows, int64_t flat, int first, T* out) const {
+    Vec<T> acc[Channels][Taps];
+#pragma GCC unroll 16
+    for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+      for (int t = 0; t < Taps; ++t) acc[c][t] = Vec<T>{};
+    }
+    const T* sources[Taps];
+#pragma GCC unroll 16
+    for (int t = 0; t < Taps; ++t) sources[t] = in + offsets[first + t];
+    const auto add = [&](int64_t p, Mask<T> within) BUNIT_ALWAYS {
+      Mask<T> valid = within;
+      if (Masked) {
+        memcpy(&valid, mask + p, sizeof(valid));
+        valid &= within;
+      }
+      Vec<T> v[Channels];
+#pragma GCC unroll 16
+      for (int c = 0; c < Channels; ++c) {
+        v[c] = load(g + c * grad_plane + p);
+        if (Masked) v[c] = keep<T>(v[c], valid);
+      }
+#pragma GCC unroll 16
+      for (int t = 0; t < Taps; ++t) {
+        Vec<T> x = load(sources[t] + p);
+        if (Masked) x = keep<T>(x, valid);
+#pragma GCC unroll 16
+        for (int c = 0; c < Channels; ++c) acc[c][t] += v[c] * x;
+      }
+    };
+    for (int64_t r = 0; r < rows; ++r) {
+      int64_t p = r * row;
+      const int64_t end = p + flat;
+      for (; p + kLanes<T> <= end; p += kLanes<T>) add(p, ~Mask<T>{});
+      // `mask` goes on with rows that are not ours.
+      if (Masked && p < end) add(p, first_lanes<T>(end - p));
+    }
+    T sums[Channels * Taps];
+    sum_each<T>(&acc[0][0], Channels * Taps, sums);
+    for (int c = 0; c < Channels; ++c) {
+      for (int t = 0; t < Taps; ++t) out[c * taps + first + t] += sums[c * Taps + t];
+    }
+  }
+};
 
 }  // namespace bunit::BUNIT_ISA

@@ -24,6 +24,7 @@ struct UnitForward {
   T* buffers[kLevels];
   T* finished;  // planes of the finished rows
   T* spare;     // a row
+  T* staging;   // rows of a vector of images, on their way between images and planes
   Window windows[kLevels];
 
   UnitForward(const ForwardCall& call, const PackedUnit& unit, int64_t n, T* scratch)
@@ -36,9 +37,12 @@ struct UnitForward {
       scratch += level.c_in * level.phases * level.phases * level.plane;
     }
     finished = scratch;
+    staging = finished + last().c_out * kind.out_plane;
   }
 
   const Level& last() const { return kind.levels[call.depth - 1]; }
+  // Elements of padding on the left of a level's input rows.
+  int64_t margin(const Level& level) const { return level.pad * call.lanes; }
 
   // The windows from which output row `y0` is made.
   void start(int64_t y0) {
@@ -55,7 +59,7 @@ struct UnitForward {
     Window& window = windows[l];
     const int planes = level.c_in * level.phases * level.phases;
     if (begin > window.begin && window.end > begin) {
-      const size_t kept = size_t((window.end - begin) * kind.row + level.pad) * sizeof(T);
+      const size_t kept = size_t((window.end - begin) * kind.row + margin(level)) * sizeof(T);
       for (int i = 0; i < planes; ++i) {
         T* plane = buffers[l] + i * level.plane;
         memmove(plane, plane + (begin - window.begin) * kind.row, kept);
@@ -66,15 +70,18 @@ struct UnitForward {
     window.end = at_least(window.end, end);
     if (from >= end) return;
     if (l == 0) {
-      const PlaneMap map{kind.row, level.plane, call.stride, level.pad, level.phases};
+      const PlaneMap map{kind.row, level.plane, call.lanes, call.stride, level.pad, level.phases};
+      const int64_t top = at_most(at_least(from * call.stride - level.pad, 0), call.x.h);
+      const int64_t bottom = at_most(at_least(end * call.stride - level.pad, top), call.x.h);
+      const Image x = as_planes(call.x, unit.in_channel, level.c_in, top, bottom);
       const auto load = [&](const auto& reader) {
-        load_planes(reader, call.x.h, call.x.w, has_dense_rows(call.x), unit.in_channel, level.c_in,
-                    map, begin, from, end, buffers[0]);
+        load_planes(reader, x.h, x.w, has_dense_rows(x), unit.in_channel, level.c_in, map, begin,
+                    from, end, buffers[0]);
       };
       if (call.in_norm.mean) {
-        load(ReadNormalised<T>{call.x, n, call.in_norm, call.in_activation, spare});
+        load(ReadNormalised<T>{x, n, call.in_norm, call.in_activation, spare});
       } else {
-        load(ReadPixels{call.x, n});
+        load(ReadPixels{x, n});
       }
     } else {
       compute(l - 1, from - level.pad, end - level.pad, l, begin);
@@ -91,17 +98,16 @@ struct UnitForward {
     T* rows = buffers[next] + (y0 + target.pad - base) * kind.row;
     for (int c = 0; c < level.c_out; ++c) clear(rows + c * target.plane, (top - y0) * kind.row);
     if (bottom > top) {
-      run_level(l, top, bottom, rows + (top - y0) * kind.row + target.pad, target.plane, kind.row,
-                call.hidden);
+      run_level(l, top, bottom, rows + (top - y0) * kind.row + margin(target), target.plane,
+                kind.row, call.hidden);
     }
+    const int64_t left = margin(target), width = level.out_w * call.lanes;
     for (int c = 0; c < level.c_out; ++c) {
       T* plane = rows + c * target.plane;
-      for (int64_t y = top; y < bottom; ++y) {
-        T* row = plane + (y - y0) * kind.row;
-        clear(row, target.pad);
-        clear(row + target.pad + level.out_w, kind.row - target.pad - level.out_w);
-      }
-      clear(plane + (bottom - y0) * kind.row, (y1 - bottom) * kind.row + target.pad);
+      T* row = plane + (top - y0) * kind.row;
+      clear(row, left);
+      clear_each(row + left + width, bottom - top, kind.row, kind.row - width);
+      clear(plane + (bottom - y0) * kind.row, (y1 - bottom) * kind.row + left);
     }
   }
 
@@ -115,36 +121,55 @@ struct UnitForward {
     if (by_rows(level)) {
       conv_rows<T>(in, kind.row, level.plane, level.c_in, weights, bias, level.c_out, activation,
                    around, out, out_plane, out_row, y1 - y0, level.out_w);
-    } else {
-      conv_flat<T>(in, level.offsets, level.taps, weights, bias, level.c_out, activation, out,
-                   out_plane, (y1 - y0 - 1) * kind.row + level.out_w);
+      return;
+    }
+    // A vector a pixel: row by row, so that nothing is computed between them.
+    const int64_t runs = call.lanes > 1 ? y1 - y0 : 1;
+    const int64_t flat =
+        call.lanes > 1 ? level.out_w * call.lanes : (y1 - y0 - 1) * kind.row + level.out_w;
+    for (int64_t r = 0; r < runs; ++r) {
+      conv_flat<T>(in + r * kind.row, level.offsets, level.taps, weights, bias, level.c_out,
+                   activation, out + r * out_row, out_plane, flat);
     }
   }
 
-  static bool by_rows(const Level& level) {
-    return takes_rows<T>(level.plain, level.c_out, level.out_w);
+  bool by_rows(const Level& level) const {
+    return call.lanes == 1 && takes_rows<T>(level.plain, level.c_out, level.out_w);
   }
+
+  // Rows [y0, y1) of an image whose channels are not interleaved; of a vector of images side by
+  // side.
+  Image as_planes(const Image& image, int64_t channel, int channels, int64_t y0, int64_t y1) const {
+    if (call.lanes == image.lanes) return image;
+    return stage_in(image, n, {channel, channel + channels, y0, y1, call.lanes}, staging);
+  }
+
+  // Elements from one finished row to the next: without gaps where they are yet to be transposed.
+  int64_t finished_row() const { return call.lanes > 1 ? last().out_w * call.lanes : kind.row; }
 
   // Whether finished rows can go straight into the output tensor.
   bool direct(const Moments* moments) const {
+    if (moments || call.residual.data) return false;
     const Scalar own = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
-    return by_rows(last()) && call.y.dtype == own && call.y.stride_w == 1 && !moments &&
-           !call.residual.data;
+    return call.lanes > 1 ? call.y.lanes > 1
+                          : (by_rows(last()) && call.y.dtype == own && call.y.stride_w == 1);
   }
 
   // Adds the residual to finished rows.
   void add_residual(int64_t y0, int64_t y1) {
     const Level& level = last();
+    const Image residual = as_planes(call.residual, unit.out_channel, level.c_out, y0, y1);
     for (int c = 0; c < level.c_out; ++c) {
       for (int64_t y = y0; y < y1; ++y) {
-        T* row = finished + c * kind.out_plane + (y - y0) * kind.row;
-        read_row(call.residual, offset_of(call.residual, n, unit.out_channel + c, y, 0),
-                 call.residual.stride_w, spare, level.out_w);
-        for (int64_t i = 0; i < level.out_w; i += kLanes<T>) {
+        T* row = finished + c * kind.out_plane + (y - y0) * finished_row();
+        read_pixels(residual, offset_of(residual, n, unit.out_channel + c, y, 0), 1, spare,
+                    level.out_w);
+        const int64_t width = level.out_w * call.lanes;
+        for (int64_t i = 0; i < width; i += kLanes<T>) {
           const Vec<T> v = activate<T>(call.after_residual, load(row + i) + load(spare + i));
           store(spare + i, v);
         }
-        memcpy(row, spare, size_t(level.out_w) * sizeof(T));
+        memcpy(row, spare, size_t(width) * sizeof(T));
       }
     }
   }
@@ -152,7 +177,7 @@ struct UnitForward {
   // Merges finished rows into the channels' moments. The distances are taken from a mean that is
   // nearly theirs, so nothing cancels however large it is.
   void add_moments(int64_t rows, Moments* moments) {
-    const int64_t width = last().out_w;
+    const int64_t width = last().out_w * call.lanes;
     const double count = double(rows * width);
     for (int c = 0; c < last().c_out; ++c) {
       const T* plane = finished + c * kind.out_plane;
@@ -170,7 +195,7 @@ struct UnitForward {
   Sums sum_rows(const T* plane, int64_t rows, int64_t width, T center) const {
     Sums sums{};
     for (int64_t r = 0; r < rows; ++r) {
-      const T* row = plane + r * kind.row;
+      const T* row = plane + r * finished_row();
       Vec<T> first{}, second{};
       int64_t i = 0;
       for (; i + kLanes<T> <= width; i += kLanes<T>) {
@@ -208,11 +233,17 @@ struct UnitForward {
                   call.around);
         continue;
       }
-      run_level(call.depth - 1, y, end, finished, kind.out_plane, kind.row, call.out);
+      run_level(call.depth - 1, y, end, finished, kind.out_plane, finished_row(), call.out);
       if (moments) add_moments(end - y, moments);
       if (call.residual.data) add_residual(y, end);
+      if (call.lanes > call.y.lanes) {
+        const int64_t channel = unit.out_channel;
+        stage_out(call.y, n, {channel, channel + last().c_out, y, end, call.lanes}, finished,
+                  kind.out_plane, call.around);
+        continue;
+      }
       store_planes(call.y, n, unit.out_channel, last().c_out, y, end - y, finished, kind.out_plane,
-                   kind.row);
+                   finished_row());
     }
   }
 };
@@ -229,7 +260,7 @@ BUNIT_INLINE Window input_rows(const ForwardCall& call, const Kind& kind, int64_
           at_most(at_least((y1 + level.reach) * call.stride - level.pad, 0), call.x.h)};
 }
 
-// Units [first, last) of image n, output rows of one segment.
+// Units [first, last) of image n (of `lanes` images from n * lanes on), output rows of one segment.
 template <class T>
 void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t last, int64_t segment,
                   void* scratch) {
@@ -238,6 +269,9 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
   const int64_t y0 = call.y.h * segment / call.segments;
   const int64_t y1 = call.y.h * (segment + 1) / call.segments;
   const PackedUnit &begin = call.units[first], &end = call.units[last - 1];
+  // The next item is mostly that of the next units.
+  const int64_t channels = end.in_channel + end.kind->levels[0].c_in - begin.in_channel;
+  call.x.ahead = channels * call.x.stride_c * element_size(call.x.dtype);
 
   if (is_interleaved(given.x)) {
     Window rows{call.x.h, 0};
@@ -246,12 +280,16 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
       rows = {at_most(rows.begin, own.begin), at_least(rows.end, own.end)};
     }
     const Region region{begin.in_channel, end.in_channel + end.kind->levels[0].c_in, rows.begin,
-                        at_least(rows.end, rows.begin)};
-    call.x = stage_in(given.x, n, region, memory);
+                        at_least(rows.end, rows.begin), given.lanes};
+    call.x = stage_in(call.x, n, region, memory);
     memory += region.size(given.x);
   }
   const Region out{begin.out_channel, end.out_channel + end.kind->levels[call.depth - 1].c_out, y0,
-                   y1};
+                   y1, given.lanes};
+  if (is_interleaved(given.residual)) {
+    call.residual = stage_in(given.residual, n, out, memory);
+    memory += out.size(given.residual);
+  }
   T* staged = memory;
   if (is_interleaved(given.y)) {
     call.y = planes_of(given.y, out, staged);
@@ -268,7 +306,7 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
     }
     UnitForward<T>(call, unit, n, memory).run(y0, y1, moments);
   }
-  if (is_interleaved(given.y)) stage_out(given.y, n, out, staged, out.plane(given.y));
+  if (is_interleaved(given.y)) stage_out(given.y, n, out, staged, out.plane(given.y), given.around);
 }
 
 }  // namespace bunit::BUNIT_ISA

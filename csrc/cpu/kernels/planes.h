@@ -20,6 +20,16 @@ BUNIT_INLINE void clear(T* data, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = 0;
 }
 
+// Clears `n` elements from `data` on and from every `step` elements further, `count` times.
+template <class T>
+BUNIT_INLINE void clear_each(T* data, int64_t count, int64_t step, int64_t n) {
+  if (n == 1) {  // the gap between two rows that share their padding
+    for (int64_t i = 0; i < count; ++i) data[i * step] = 0;
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) clear(data + i * step, n);
+}
+
 BUNIT_INLINE int64_t offset_of(const Image& image, int64_t n, int64_t c, int64_t y, int64_t x) {
   return n * image.stride_n + c * image.stride_c + y * image.stride_h + x * image.stride_w;
 }
@@ -37,11 +47,50 @@ BUNIT_INLINE void normalise_row(const Norm& norm, int64_t channel, Activation ac
   }
 }
 
+BUNIT_INLINE int64_t element_size(Scalar dtype) {
+  return dtype == Scalar::float64 ? 8 : dtype == Scalar::float32 ? 4 : 2;
+}
+
+// Asks for what lies `image.ahead` from `count` elements to be read.
+BUNIT_INLINE void prefetch(const Image& image, int64_t offset, int64_t count) {
+  if (image.ahead == 0) return;
+  const int64_t size = element_size(image.dtype);
+  const char* data = static_cast<const char*>(image.data) + offset * size + image.ahead;
+  for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(data + i, 0, 2);
+}
+
+// `count` pixels of one row, `step` pixels apart, as they lie in planes.
+template <class T>
+BUNIT_INLINE void read_pixels(const Image& image, int64_t offset, int64_t step, T* target,
+                              int64_t count) {
+  if (image.lanes == 1) {
+    const int64_t stride = step * image.stride_w;
+    prefetch(image, offset, stride == 1 ? count : 0);
+    return read_row(image, offset, stride, target, count);
+  }
+  const T* source = static_cast<const T*>(image.data) + offset;
+  if (step == 1) return copy_row(source, target, count * kLanes<T>);
+  for (int64_t i = 0; i < count; ++i) {
+    store(target + i * kLanes<T>, load(source + i * step * kLanes<T>));
+  }
+}
+template <class T>
+BUNIT_INLINE void write_pixels(const Image& image, int64_t offset, int64_t step, const T* source,
+                               int64_t count) {
+  if (image.lanes == 1) return write_row(image, offset, step * image.stride_w, source, count);
+  T* target = static_cast<T*>(const_cast<void*>(image.data)) + offset;
+  if (step == 1) return copy_row(source, target, count * kLanes<T>);
+  for (int64_t i = 0; i < count; ++i) {
+    store(target + i * step * kLanes<T>, load(source + i * kLanes<T>));
+  }
+}
+
 // How an image's rows lie in a buffer of planes: channel c, phase (py, px) is plane
 // (c * phases + py) * phases + px, whose row q holds image row q * stride + py - pad and whose
-// column j holds image column j * stride + px - pad; what lies outside the image is zero.
+// column j holds image column j * stride + px - pad; what lies outside the image is zero. `row` and
+// `plane` are in elements, of which a pixel has `lanes`.
 struct PlaneMap {
-  int64_t row, plane;
+  int64_t row, plane, lanes;
   int64_t stride, pad;
   int phases;
 };
@@ -55,7 +104,7 @@ struct ReadPixels {
   template <class T>
   BUNIT_INLINE void operator()(int64_t channel, int64_t y, int64_t x, int64_t step, T* target,
                                int64_t count) const {
-    read_row(image, offset_of(image, n, channel, y, x), step * image.stride_w, target, count);
+    read_pixels(image, offset_of(image, n, channel, y, x), step, target, count);
   }
 };
 
@@ -71,31 +120,75 @@ struct ReadNormalised {
 
   BUNIT_INLINE void operator()(int64_t channel, int64_t y, int64_t x, int64_t step, T* target,
                                int64_t count) const {
-    read_row(image, offset_of(image, n, channel, y, x), step * image.stride_w, spare, count);
-    normalise_row(norm, channel, activation, spare, count);
-    copy_row(spare, target, count);
+    read_pixels(image, offset_of(image, n, channel, y, x), step, spare, count);
+    normalise_row(norm, channel, activation, spare, count * image.lanes);
+    copy_row(spare, target, count * image.lanes);
   }
 };
+
+// Whether rows are runs of T as they lie in planes.
+template <class T>
+BUNIT_INLINE bool has_plain_rows(const Image& image) {
+  constexpr Scalar own = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
+  return image.dtype == own && image.stride_w == image.lanes;
+}
+
+// load_planes for the commonest case, in which deciding anything row by row would take longer than
+// copying: plain rows, stride 1.
+template <class T>
+void copy_planes(const Image& image, int64_t n, int64_t channel, int channels, const PlaneMap& map,
+                 int64_t base, int64_t q0, int64_t q1, T* planes) {
+  const int64_t left = map.pad * map.lanes, width = image.w * map.lanes;
+  const int64_t top = at_most(at_least(q0, map.pad), q1);
+  const int64_t bottom = at_least(at_most(q1, image.h + map.pad), top);
+  for (int c = 0; c < channels; ++c) {
+    T* row = planes + c * map.plane + (q0 - base) * map.row;
+    clear(row, (top - q0) * map.row);
+    row += (top - q0) * map.row;
+    const T* source =
+        static_cast<const T*>(image.data) + offset_of(image, n, channel + c, top - map.pad, 0);
+    clear(row, left);
+    clear_each(row + left + width, bottom - top, map.row, map.row - width);
+    for (int64_t q = top; q < bottom; ++q, row += map.row, source += image.stride_h) {
+      if (image.ahead) {
+        const char* soon = reinterpret_cast<const char*>(source) + image.ahead;
+        for (int64_t i = 0; i < width * int64_t(sizeof(T)); i += 64) {
+          __builtin_prefetch(soon + i, 0, 2);
+        }
+      }
+      copy_row(source, row + left, width);
+    }
+    clear(row, (q1 - bottom) * map.row + left);  // and right padding of the last row
+  }
+}
 
 // Fills rows [q0, q1) of the planes of `channels` channels; `base` is the row the planes begin at.
 template <class T, class Reader>
 void load_planes(const Reader& read, int64_t height, int64_t width, bool dense, int64_t channel,
                  int channels, const PlaneMap& map, int64_t base, int64_t q0, int64_t q1,
                  T* planes) {
+  if constexpr (Reader::kPlain) {
+    const bool fits = map.row >= (map.pad + width) * map.lanes;
+    if (map.stride == 1 && fits && has_plain_rows<T>(read.image)) {
+      return copy_planes(read.image, read.n, channel, channels, map, base, q0, q1, planes);
+    }
+  }
   for (int c = 0; c < channels; ++c) {
     for (int py = 0; py < map.phases; ++py) {
       for (int px = 0; px < map.phases; ++px) {
         T* plane = planes + ((c * map.phases + py) * map.phases + px) * map.plane;
-        if (Reader::kPlain && dense && map.stride == 1 && map.pad == 0 && map.row == width) {
+        if (Reader::kPlain && dense && map.stride == 1 && map.pad == 0 &&
+            map.row == width * map.lanes) {
           // The rows lie end to end on both sides.
           const int64_t rows = at_least(at_most(q1, height) - q0, 0);
           T* target = plane + (q0 - base) * map.row;
           read(channel + c, q0, 0, 1, target, rows * width);
-          clear(target + rows * width, (q1 - q0 - rows) * width);
+          clear(target + rows * map.row, (q1 - q0 - rows) * map.row);
           continue;
         }
         const int64_t first = at_least(ceil_div(map.pad - px, map.stride), 0);
-        const int64_t last = at_most(ceil_div(width + map.pad - px, map.stride), map.row);
+        const int64_t columns = map.row / map.lanes;
+        const int64_t last = at_most(ceil_div(width + map.pad - px, map.stride), columns);
         for (int64_t q = q0; q < q1; ++q) {
           T* row = plane + (q - base) * map.row;
           const int64_t y = q * map.stride + py - map.pad;
@@ -103,12 +196,12 @@ void load_planes(const Reader& read, int64_t height, int64_t width, bool dense, 
             clear(row, map.row);
             continue;
           }
-          clear(row, first);
-          read(channel + c, y, first * map.stride + px - map.pad, map.stride, row + first,
-               last - first);
-          clear(row + last, map.row - last);
+          clear(row, first * map.lanes);
+          read(channel + c, y, first * map.stride + px - map.pad, map.stride,
+               row + first * map.lanes, last - first);
+          clear(row + last * map.lanes, map.row - last * map.lanes);
         }
-        clear(plane + (q1 - base) * map.row, map.pad);  // right padding of the last row
+        clear(plane + (q1 - base) * map.row, map.pad * map.lanes);  // right padding of the last row
       }
     }
   }
@@ -122,16 +215,16 @@ BUNIT_INLINE bool has_dense_rows(const Image& image) {
 template <class T>
 void store_planes(const Image& image, int64_t n, int64_t channel, int channels, int64_t y0,
                   int64_t rows, const T* planes, int64_t plane, int64_t row) {
-  const bool dense = row == image.w && has_dense_rows(image);
+  const bool dense = row == image.w * image.lanes && has_dense_rows(image);
   for (int c = 0; c < channels; ++c) {
     const T* source = planes + c * plane;
     const int64_t offset = offset_of(image, n, channel + c, y0, 0);
     if (dense) {
-      write_row(image, offset, image.stride_w, source, rows * image.w);
+      write_pixels(image, offset, 1, source, rows * image.w);
       continue;
     }
     for (int64_t r = 0; r < rows; ++r) {
-      write_row(image, offset + r * image.stride_h, image.stride_w, source + r * row, image.w);
+      write_pixels(image, offset + r * image.stride_h, 1, source + r * row, image.w);
     }
   }
 }

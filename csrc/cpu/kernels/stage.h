@@ -1,13 +1,90 @@
-// channels_last images: the channels of a few units as planes, and back.
+// Images of other layouts as planes, and back.
 //
-// Pixels of one channel lie far apart there, and a cache line holds several units' channels. So
-// units that share lines are worked on together, on planes made by transposing blocks of a vector
-// of pixels by a vector of channels in registers.
+// channels_last: pixels of one channel lie far apart, and a cache line holds several units'
+// channels. So units that share lines are worked on together, on planes made by transposing blocks
+// of a vector of pixels by a vector of channels in registers. A vector of images at a time: the
+// same, of images by pixels or by channels, whichever lie next to each other.
 #pragma once
 
 #include "planes.h"
 
 namespace bunit::BUNIT_ISA {
+
+// Whether an image's channels lie next to each other and so are better staged.
+BUNIT_INLINE bool is_interleaved(const Image& image) {
+  return image.data && image.stride_c == 1 && image.c > 1 && image.h * image.w > 1;
+}
+
+// A block of kLanes rows, `step` elements apart, of `count` elements each, `stride` apart; turned
+// about its diagonal on its way: element i of all rows becomes the vector at planes + i * plane.
+template <class T>
+struct Block {
+  static constexpr int kN = kLanes<T>;
+  const Image& image;
+  int64_t offset, step, stride;
+  int64_t count;  // at most kN
+
+  BUNIT_INLINE bool is_whole() const {
+    constexpr Scalar own = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
+    return image.dtype == own && stride == 1 && count == kN;
+  }
+
+  BUNIT_INLINE void read(T* planes, int64_t plane) const {
+    if (!is_whole()) return read_part(planes, plane);
+    const T* source = static_cast<const T*>(image.data) + offset;
+    Vec<T> rows[kN];
+#pragma GCC unroll 16
+    for (int i = 0; i < kN; ++i) rows[i] = load(source + i * step);
+    if (image.ahead) {
+      const char* soon = reinterpret_cast<const char*>(source) + image.ahead;
+#pragma GCC unroll 16
+      for (int i = 0; i < kN; ++i) __builtin_prefetch(soon + i * step * int64_t(sizeof(T)), 0, 2);
+    }
+    transpose<T>(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kN; ++i) store(planes + i * plane, rows[i]);
+  }
+
+  __attribute__((noinline)) void read_part(T* planes, int64_t plane) const {
+    Vec<T> rows[kN];
+    for (int i = 0; i < kN; ++i) {
+      T lanes[kN] = {};
+      read_row(image, offset + i * step, stride, lanes, count);
+      rows[i] = load(lanes);
+    }
+    transpose<T>(rows);
+    for (int64_t i = 0; i < count; ++i) store(planes + i * plane, rows[i]);
+  }
+
+  BUNIT_INLINE void write(const T* planes, int64_t plane, bool around) const {
+    if (!is_whole()) return write_part(planes, plane);
+    T* target = static_cast<T*>(const_cast<void*>(image.data)) + offset;
+    Vec<T> rows[kN];
+#pragma GCC unroll 16
+    for (int i = 0; i < kN; ++i) rows[i] = load(planes + i * plane);
+    transpose<T>(rows);
+    constexpr int64_t kAlign = sizeof(Vec<T>);
+    if (around && reinterpret_cast<uintptr_t>(target) % kAlign == 0 &&
+        step * int64_t(sizeof(T)) % kAlign == 0) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kN; ++i) store_around(target + i * step, rows[i]);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < kN; ++i) store(target + i * step, rows[i]);
+    }
+  }
+
+  __attribute__((noinline)) void write_part(const T* planes, int64_t plane) const {
+    Vec<T> rows[kN] = {};
+    for (int64_t i = 0; i < count; ++i) rows[i] = load(planes + i * plane);
+    transpose<T>(rows);
+    for (int i = 0; i < kN; ++i) {
+      T lanes[kN];
+      store(lanes, rows[i]);
+      write_row(image, offset + i * step, stride, lanes, count);
+    }
+  }
+};
 
 // `pixels` pixels, `step` elements apart from `offset` on, of `channels` channels to planes.
 template <class T>
@@ -18,14 +95,7 @@ void to_planes(const Image& image, int64_t offset, int64_t step, int64_t pixels,
     const int64_t width = at_most(kN, channels - c);
     int64_t p = 0;
     for (; p + kN <= pixels; p += kN) {
-      Vec<T> block[kN];
-      for (int i = 0; i < kN; ++i) {
-        T lanes[kN] = {};
-        read_row(image, offset + (p + i) * step + c, 1, lanes, width);
-        block[i] = load(lanes);
-      }
-      transpose<T>(block);
-      for (int64_t i = 0; i < width; ++i) store(planes + (c + i) * plane + p, block[i]);
+      Block<T>{image, offset + p * step + c, step, 1, width}.read(planes + c * plane + p, plane);
     }
     for (; p < pixels; ++p) {
       T lanes[kN];
@@ -37,22 +107,14 @@ void to_planes(const Image& image, int64_t offset, int64_t step, int64_t pixels,
 
 template <class T>
 void from_planes(const Image& image, int64_t offset, int64_t step, int64_t pixels, int64_t channels,
-                 const T* planes, int64_t plane) {
+                 const T* planes, int64_t plane, bool around = false) {
   constexpr int kN = kLanes<T>;
   for (int64_t c = 0; c < channels; c += kN) {
     const int64_t width = at_most(kN, channels - c);
     int64_t p = 0;
     for (; p + kN <= pixels; p += kN) {
-      Vec<T> block[kN];
-      for (int i = 0; i < kN; ++i) {
-        block[i] = i < width ? load(planes + (c + i) * plane + p) : Vec<T>{};
-      }
-      transpose<T>(block);
-      for (int i = 0; i < kN; ++i) {
-        T lanes[kN];
-        store(lanes, block[i]);
-        write_row(image, offset + (p + i) * step + c, 1, lanes, width);
-      }
+      Block<T>{image, offset + p * step + c, step, 1, width}.write(planes + c * plane + p, plane,
+                                                                   around);
     }
     for (; p < pixels; ++p) {
       T lanes[kN];
@@ -62,11 +124,54 @@ void from_planes(const Image& image, int64_t offset, int64_t step, int64_t pixel
   }
 }
 
-// Channels [c0, c1), rows [y0, y1) of one image as planes, which units read and write in its place.
-struct Region {
-  int64_t c0, c1, y0, y1;
+// Calls move(block, its place in the planes, elements from one of its vectors to the next) for
+// `pixels` pixels of `channels` channels of a vector of images, from element `offset` of the first
+// on; the planes have a vector a pixel.
+template <class T, class F>
+BUNIT_INLINE void for_each_lane_block(const Image& image, int64_t offset, int64_t pixels,
+                                      int64_t channels, int64_t plane, F move) {
+  constexpr int kN = kLanes<T>;
+  if (is_interleaved(image)) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t c = 0; c < channels; c += kN) {
+        move(Block<T>{image, offset + p * image.stride_w + c, image.stride_n, 1,
+                      at_most(kN, channels - c)},
+             c * plane + p * kN, plane);
+      }
+    }
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t p = 0; p < pixels; p += kN) {
+      move(Block<T>{image, offset + c * image.stride_c + p * image.stride_w, image.stride_n,
+                    image.stride_w, at_most(kN, pixels - p)},
+           c * plane + p * kN, int64_t(kN));
+    }
+  }
+}
 
-  int64_t plane(const Image& image) const { return (y1 - y0) * image.w; }
+template <class T>
+void to_lanes(const Image& image, int64_t offset, int64_t pixels, int64_t channels, T* planes,
+              int64_t plane) {
+  for_each_lane_block<T>(image, offset, pixels, channels, plane,
+                         [&](const Block<T>& block, int64_t at, int64_t step)
+                             BUNIT_ALWAYS { block.read(planes + at, step); });
+}
+
+template <class T>
+void from_lanes(const Image& image, int64_t offset, int64_t pixels, int64_t channels,
+                const T* planes, int64_t plane, bool around) {
+  for_each_lane_block<T>(image, offset, pixels, channels, plane,
+                         [&](const Block<T>& block, int64_t at, int64_t step)
+                             BUNIT_ALWAYS { block.write(planes + at, step, around); });
+}
+
+// Channels [c0, c1), rows [y0, y1) of `lanes` images as planes, which units read and write in their
+// place.
+struct Region {
+  int64_t c0, c1, y0, y1, lanes;
+
+  int64_t plane(const Image& image) const { return (y1 - y0) * image.w * lanes; }
   int64_t size(const Image& image) const { return (c1 - c0) * plane(image) + 64; }
 };
 
@@ -74,44 +179,48 @@ struct Region {
 template <class T>
 Image planes_of(const Image& image, const Region& region, T* planes) {
   Image out = image;
+  out.ahead = 0;
   out.dtype = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
   out.stride_n = 0;
+  out.lanes = region.lanes;
   out.stride_c = region.plane(image);
-  out.stride_h = image.w;
-  out.stride_w = 1;
-  out.data = planes - (region.c0 * out.stride_c + region.y0 * image.w);
+  out.stride_h = image.w * region.lanes;
+  out.stride_w = region.lanes;
+  out.data = planes - (region.c0 * out.stride_c + region.y0 * out.stride_h);
   return out;
 }
 
 // Calls move(offset, pixels, first pixel's place in a plane) for each run of pixels.
 template <class F>
 BUNIT_INLINE void for_each_run(const Image& image, int64_t n, const Region& region, F move) {
-  const int64_t offset = offset_of(image, n, region.c0, region.y0, 0);
+  const int64_t offset = offset_of(image, n * region.lanes, region.c0, region.y0, 0);
   const int64_t rows = region.y1 - region.y0;
   if (has_dense_rows(image)) return move(offset, rows * image.w, int64_t(0));
-  for (int64_t y = 0; y < rows; ++y) move(offset + y * image.stride_h, image.w, y * image.w);
+  for (int64_t y = 0; y < rows; ++y) {
+    move(offset + y * image.stride_h, image.w, y * image.w * region.lanes);
+  }
 }
 
 template <class T>
 Image stage_in(const Image& image, int64_t n, const Region& region, T* planes) {
   for_each_run(image, n, region, [&](int64_t offset, int64_t pixels, int64_t at) {
-    to_planes(image, offset, image.stride_w, pixels, region.c1 - region.c0, planes + at,
-              region.plane(image));
+    const int64_t channels = region.c1 - region.c0, plane = region.plane(image);
+    if (region.lanes > 1) return to_lanes(image, offset, pixels, channels, planes + at, plane);
+    to_planes(image, offset, image.stride_w, pixels, channels, planes + at, plane);
   });
   return planes_of(image, region, planes);
 }
 
 template <class T>
-void stage_out(const Image& image, int64_t n, const Region& region, const T* planes,
-               int64_t plane) {
+void stage_out(const Image& image, int64_t n, const Region& region, const T* planes, int64_t plane,
+               bool around = false) {
   for_each_run(image, n, region, [&](int64_t offset, int64_t pixels, int64_t at) {
-    from_planes(image, offset, image.stride_w, pixels, region.c1 - region.c0, planes + at, plane);
+    const int64_t channels = region.c1 - region.c0;
+    if (region.lanes > 1) {
+      return from_lanes(image, offset, pixels, channels, planes + at, plane, around);
+    }
+    from_planes(image, offset, image.stride_w, pixels, channels, planes + at, plane, around);
   });
-}
-
-// Whether an image's channels lie next to each other and so are better staged.
-BUNIT_INLINE bool is_interleaved(const Image& image) {
-  return image.data && image.stride_c == 1 && image.c > 1 && image.h * image.w > 1;
 }
 
 }  // namespace bunit::BUNIT_ISA
