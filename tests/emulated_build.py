@@ -64,21 +64,26 @@ def why_not() -> str | None:
     return None if COMPILER else "no g++ to build the emulated kernels with"
 
 
-def program(name: str, sources: Sequence[Path], flavor: Flavor, *defines: str) -> Path:
+def why_no_kernels() -> str | None:
+    """Why the project's kernels cannot be built for the emulation, or ``None``."""
+    return why_not() or (None if KERNELS else "csrc/cuda holds no kernels")
+
+
+def program(name: str, sources: Sequence[Path], flavor: Flavor) -> Path:
     """An executable of ``sources`` on the emulation, linked with torch where they need it."""
-    return _linked(name, sources, flavor, defines, [])
+    return _linked(name, sources, flavor, [])
 
 
-def library(name: str, sources: Sequence[Path], flavor: Flavor, *defines: str) -> Path:
+def library(name: str, sources: Sequence[Path], flavor: Flavor) -> Path:
     """A shared object of ``sources`` on the emulation."""
-    return _linked(f"{name}.so", sources, flavor, defines, ["-shared"])
+    return _linked(f"{name}.so", sources, flavor, ["-shared"])
 
 
-def _linked(name, sources, flavor, defines, flags) -> Path:
-    folder = FOLDER / "-".join([flavor.name, *(d.removeprefix("-D") for d in defines)])
+def _linked(name, sources, flavor, flags) -> Path:
+    folder = FOLDER / flavor.name
     with _locked(folder):
         jobs = [(s, [*flavor.emulation]) for s in EMULATION]
-        jobs += [(s, [*flavor.kernels, *defines]) for s in sources]
+        jobs += [(s, [*flavor.kernels]) for s in sources]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             objects = list(pool.map(lambda job: _compiled(*job, folder), jobs))
         out = folder / name

@@ -22,10 +22,11 @@ PROBE = ROOT / "tests" / "emulation" / "probe.cu"
 RIGHT = ("reverse", "sum", "blur", "lanes", "limits", "low_precision")
 
 
-def run(flavor, case, *defines, order=None):
-    """Exit status and what was said."""
-    program = emulated_build.program("probe", [PROBE], flavor, *defines)
-    environment = {**os.environ, **({"BUNIT_EMULATION_ORDER": order} if order else {})}
+def run(flavor, case, **settings):
+    """Exit status and what was said; ``order="reverse"`` sets ``BUNIT_EMULATION_ORDER``."""
+    program = emulated_build.program("probe", [PROBE], flavor)
+    variables = {f"BUNIT_EMULATION_{name.upper()}": value for name, value in settings.items()}
+    environment = {**os.environ, **variables}
     done = subprocess.run([program, case], capture_output=True, text=True, env=environment)
     return done.returncode, done.stdout + done.stderr
 
@@ -59,25 +60,32 @@ def test_threads_that_wait_for_ever_are_told(case, message):
     assert re.search(f"kernel {case}, block .*{message}", said), said
 
 
+def line_of(statement, occurrence=0):
+    """``probe.cu:LINE`` of a statement."""
+    lines = PROBE.read_text().splitlines()
+    numbers = [i for i, line in enumerate(lines, 1) if statement in line]
+    return f"probe.cu:{numbers[occurrence]}"
+
+
 def test_missing_barrier_is_a_race_that_is_reported():
-    status, said = run(THREAD, "reverse", "-DBREAK_BARRIER")
+    status, said = run(THREAD, "reverse", without_barrier=line_of("__syncthreads"))
     assert status != 0
     assert "WARNING: ThreadSanitizer: data race" in said
-    lines = PROBE.read_text().splitlines()
-    for statement in ("tile[threadIdx.x] = x[", "= tile[blockDim.x - 1 - threadIdx.x]"):
-        (number,) = (i for i, line in enumerate(lines, 1) if statement in line)
-        assert f"probe.cu:{number}" in said
+    assert line_of("tile[threadIdx.x] = x[") in said
+    assert line_of("= tile[blockDim.x - 1 - threadIdx.x]") in said
 
 
-def test_missing_barrier_gives_other_results_in_other_orders():
-    assert run(PLAIN, "reverse", "-DBREAK_BARRIER")[0] == 3
-    assert run(PLAIN, "reverse", "-DBREAK_BARRIER", order="reverse")[0] == 3
+@pytest.mark.parametrize("order", ["", "reverse", "5"])
+def test_missing_barrier_gives_wrong_results(order):
+    removed = line_of("__syncthreads")
+    assert run(PLAIN, "reverse", without_barrier=removed, order=order)[0] == 3
 
 
 def test_tile_too_small_by_one_is_reported():
-    status, said = run(ADDRESS, "blur", "-DBREAK_TILE")
+    status, said = run(ADDRESS, "blur", shared_less="4")
     assert status != 0
-    assert "heap-buffer-overflow" in said and "0 bytes" in said
+    assert "heap-buffer-overflow" in said
+    assert re.search("0 bytes (after|to the right of) 516-byte region", said), said
     assert "blur" in said and "probe.cu" in said
 
 

@@ -1,5 +1,4 @@
 // Small kernels that show what the emulation runs right and what it reports, a case an argument.
-// BREAK_BARRIER leaves a barrier out, BREAK_TILE makes a tile one row too short: test builds only.
 
 #include <cstdio>
 #include <cstdlib>
@@ -18,9 +17,7 @@ __global__ void reverse(const float* x, float* y) {
   BUNIT_DYNAMIC_SHARED(float, tile);
   const int first = int(blockIdx.x * blockDim.x);
   tile[threadIdx.x] = x[first + int(threadIdx.x)];
-#ifndef BREAK_BARRIER
   __syncthreads();
-#endif
   y[first + int(threadIdx.x)] = tile[blockDim.x - 1 - threadIdx.x];
 }
 
@@ -136,12 +133,8 @@ void run_blur() {
   const int size = 3 * kThreads - 5;
   const auto x = ramp(size);
   std::vector<float> y(x.size());
-#ifdef BREAK_TILE
-  const size_t tile = kThreads + 1;
-#else
-  const size_t tile = kThreads + 2;
-#endif
-  BUNIT_LAUNCH(blur, 3, kThreads, tile * sizeof(float), nullptr, x.data(), y.data(), size);
+  const size_t tile = (kThreads + 2) * sizeof(float);
+  BUNIT_LAUNCH(blur, 3, kThreads, tile, nullptr, x.data(), y.data(), size);
   for (int i = 1; i < size - 1; ++i) check(y[size_t(i)] == float(3 * i), "blur");
 }
 

@@ -8,9 +8,13 @@
 // memory is a block of exactly the size asked for, filled with NaN. What is not seen: races between
 // blocks, caches, and static __shared__ arrays still holding what the block before left there.
 //
-// Environment variable BUNIT_EMULATION_ORDER: the order in which threads and blocks run. Unset:
-// ascending. "reverse": descending. A number: drawn anew at every barrier with that seed. A race
-// then shows as a result that changes.
+// Environment variables, read once:
+//   BUNIT_EMULATION_ORDER            the order in which threads and blocks run. Unset: ascending.
+//                                    "reverse": descending. A number: drawn anew at every barrier
+//                                    with that seed. A race shows as a result that changes.
+//   BUNIT_EMULATION_WITHOUT_BARRIER  "file.cuh:123": the __syncthreads() in that line does nothing.
+//   BUNIT_EMULATION_SHARED_LESS      so many bytes of dynamic shared memory are missing.
+// The last two break kernels on purpose, to see that the sanitizers tell.
 #pragma once
 
 #include "builtins.h"
