@@ -1,0 +1,197 @@
+// Operators on convolutional units without batch statistics.
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "cuda/level_conv.h"
+#include "cuda/level_grad_weight.h"
+#include "cuda/norms.h"
+#include "cuda/unit_forward.h"
+
+namespace bunit::gpu {
+namespace {
+
+void check_input(const Tensor& x, int64_t channels, const char* what) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == channels, "expected ", what, " [N, ", channels,
+                  ", H, W]");
+}
+
+void check_level(const Stack& stack, int level, const Tensor& weight, const Tensor& x) {
+  STD_TORCH_CHECK(weight.numel() == stack.weight_sizes[level], "the weight of level ", level + 1,
+                  " has ", weight.numel(), " elements, expected ", stack.weight_sizes[level]);
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "weights must have the input's dtype");
+}
+
+struct Size {
+  int64_t h, w;
+};
+
+// Of the output of one level; all units of a stack give the same.
+Size output_size(const Stack& stack, Size in, int64_t stride, int64_t dilation) {
+  Size out{};
+  for (const Unit& unit : stack.units) {
+    out = {conv_size(in.h, unit.kernel, unit.pad, stride, dilation),
+           conv_size(in.w, unit.kernel, unit.pad, stride, dilation)};
+    STD_TORCH_CHECK(out.h >= 1 && out.w >= 1, "a level gets ", in.h, "x", in.w,
+                    " pixels, too few for its kernel of ", unit.kernel);
+  }
+  return out;
+}
+
+// Level by level, for units whose tiles do not fit shared memory.
+void run_levels(const Stack& stack, const UnitForwardCall& call, const Tensor& x, const Tensor& y,
+                cudaStream_t stream) {
+  const bool channels_last = wants_channels_last(y);
+  Tensor in = x;
+  View from = call.x;
+  for (int l = 0; l < call.depth; ++l) {
+    const bool last = l == call.depth - 1;
+    const int64_t stride = l == 0 ? call.stride : 1;
+    LevelConvCall level{};
+    level.x.view = from;
+    level.weight = call.weights[l];
+    level.bias = call.biases[l];
+    level.stride = int(stride);
+    level.dilation = call.dilation;
+    level.out = last ? call.out : call.hidden;
+    Tensor out = y;
+    level.y = call.y;
+    if (!last) {
+      const Size size = output_size(stack, {from.h, from.w}, stride, call.dilation);
+      out = new_like(x, {x.size(0), stack.channels[l + 1], size.h, size.w}, channels_last);
+      level.y = view_of(out);
+    }
+    level_conv(stack, l, level, x, stream);
+    in = out;
+    from = level.y;
+  }
+  if (call.residual.data) {
+    apply_norm(call.y, call.y, call.residual, {}, Activation::identity, call.after_residual, x,
+               stream);
+  }
+}
+
+Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+           const std::optional<Tensor>& residual, const std::vector<int64_t>& units, int64_t stride,
+           int64_t dilation, Activation hidden, Activation out, Activation after_residual) {
+  const Stack stack = Stack::conv(units, int64_t(weights.size()));
+  check_input(x, stack.channels[0], "an input");
+  STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), weights.size(),
+                  " weights but ", biases.size(), " biases");
+  UnitForwardCall call{};
+  call.depth = stack.depth;
+  call.stride = int(stride);
+  call.dilation = int(dilation);
+  call.hidden = hidden;
+  call.out = out;
+  call.after_residual = after_residual;
+  Size size{x.size(2), x.size(3)};
+  std::vector<Tensor> held;  // as long as kernels are being launched
+  for (int l = 0; l < stack.depth; ++l) {
+    check_level(stack, l, weights[size_t(l)], x);
+    size = output_size(stack, size, l == 0 ? stride : 1, dilation);
+    held.push_back(dense(weights[size_t(l)]));
+    call.weights[l] = held.back().const_data_ptr();
+    if (biases.empty()) continue;
+    STD_TORCH_CHECK(biases[size_t(l)].numel() == stack.channels[l + 1], "the bias of level ", l + 1,
+                    " has ", biases[size_t(l)].numel(), " elements, expected ",
+                    stack.channels[l + 1]);
+    held.push_back(with_dtype(biases[size_t(l)], x.scalar_type()));
+    call.biases[l] = held.back().const_data_ptr();
+  }
+  const Tensor y = new_like(x, {x.size(0), stack.channels[stack.depth], size.h, size.w},
+                            wants_channels_last(x));
+  call.x = view_of(x);
+  call.y = view_of(y);
+  if (residual) {
+    for (int i = 0; i < 4; ++i) {
+      STD_TORCH_CHECK(residual->dim() == 4 && residual->size(i) == y.size(i) &&
+                          residual->scalar_type() == y.scalar_type(),
+                      "the residual must have the output's shape and dtype");
+    }
+    call.residual = view_of(*residual);
+  }
+  if (y.numel() == 0) return y;
+  const OnDevice device(x);
+  if (!unit_forward(stack, call, x, device.stream())) {
+    run_levels(stack, call, x, y, device.stream());
+  }
+  return y;
+}
+
+Tensor stacked_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                      const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
+                      const std::string& activation) {
+  std::vector<Tensor> biases;
+  if (bias) biases.push_back(*bias);
+  return run(x, {weight}, biases, std::nullopt, units, stride, dilation, Activation::identity,
+             activation_of(activation), Activation::identity);
+}
+
+Tensor stacked_unit_conv2d(const Tensor& x, const std::vector<Tensor>& weights,
+                           const std::vector<Tensor>& biases, const std::optional<Tensor>& residual,
+                           const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
+                           const std::string& activation, const std::string& out_activation,
+                           const std::string& residual_activation) {
+  return run(x, weights, biases, residual, units, stride, dilation, activation_of(activation),
+             activation_of(out_activation), activation_of(residual_activation));
+}
+
+Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
+                                 const std::vector<int64_t>& input_size,
+                                 const std::vector<int64_t>& units, int64_t stride,
+                                 int64_t dilation) {
+  const Stack stack = Stack::conv(units, 1);
+  check_input(grad, stack.channels[1], "a gradient");
+  check_level(stack, 0, weight, grad);
+  STD_TORCH_CHECK(input_size.size() == 4 && input_size[1] == stack.channels[0] &&
+                      input_size[0] == grad.size(0),
+                  "sizes of gradient and input do not fit the units");
+  Tensor grad_x = new_like(grad, input_size, wants_channels_last(grad));
+  if (grad_x.numel() == 0) return grad_x;
+  const Tensor dense_weight = dense(weight);
+  LevelConvCall call{};
+  call.x.view = view_of(grad);
+  call.y = view_of(grad_x);
+  call.weight = dense_weight.const_data_ptr();
+  call.stride = int(stride);
+  call.dilation = int(dilation);
+  call.transposed = true;
+  const OnDevice device(grad);
+  level_conv(stack, 0, call, grad, device.stream());
+  return grad_x;
+}
+
+std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const Tensor& x,
+                                                      const std::vector<int64_t>& weight_shape,
+                                                      const std::vector<int64_t>& units,
+                                                      int64_t stride, int64_t dilation) {
+  const Stack stack = Stack::conv(units, 1);
+  check_input(x, stack.channels[0], "an input");
+  check_input(grad, stack.channels[1], "a gradient");
+  STD_TORCH_CHECK(grad.size(0) == x.size(0) && grad.scalar_type() == x.scalar_type(),
+                  "sizes or dtypes of gradient and input do not fit");
+  Tensor grad_weight = new_like(x, weight_shape, false);
+  Tensor grad_bias = new_like(x, {stack.channels[1]}, false);
+  STD_TORCH_CHECK(grad_weight.numel() == stack.weight_sizes[0],
+                  "the weight's shape does not fit the units");
+  const OnDevice device(x);
+  LevelGradWeightCall call{};
+  call.x.view = view_of(x);
+  call.grad.view = view_of(grad);
+  call.stride = int(stride);
+  call.dilation = int(dilation);
+  level_grad_weight(stack, 0, call, x, grad_weight, grad_bias, device.stream());
+  return {grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace bunit::gpu
+
+BUNIT_LIBRARY_IMPL(m) {
+  m.impl("stacked_conv2d", TORCH_BOX(&bunit::gpu::stacked_conv2d));
+  m.impl("stacked_unit_conv2d", TORCH_BOX(&bunit::gpu::stacked_unit_conv2d));
+  m.impl("stacked_conv2d_grad_input", TORCH_BOX(&bunit::gpu::stacked_conv2d_grad_input));
+  m.impl("stacked_conv2d_grad_weight", TORCH_BOX(&bunit::gpu::stacked_conv2d_grad_weight));
+}

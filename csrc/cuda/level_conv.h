@@ -1,0 +1,32 @@
+// One level of all units: its convolution, or the gradient of its input.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/runs.h"
+
+namespace bunit::gpu {
+
+// Mean, sum of squared distances from it, and number of some values of one channel.
+struct Moments {
+  float mean, m2, count;
+};
+
+struct LevelConvCall {
+  Source x;
+  View y;
+  const void* weight;  // of the images' dtype, as the operators take it
+  const void* bias;    // the same, or null
+  int stride, dilation;
+  bool transposed;  // y is the gradient of the level's input, x that of its output
+  Activation out;
+  Moments* moments;  // null, or [parts][channels of y] of the output, before `out`
+};
+
+// How many parts a level's moments come in.
+int64_t level_conv_parts(const Stack& stack, int level, const LevelConvCall& call);
+
+// Level `level` of `stack`; `like` has the images' dtype.
+void level_conv(const Stack& stack, int level, const LevelConvCall& call, const Tensor& like,
+                cudaStream_t stream);
+
+}  // namespace bunit::gpu

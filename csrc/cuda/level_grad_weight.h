@@ -1,0 +1,19 @@
+// Gradients of one level's weight and bias.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/runs.h"
+
+namespace bunit::gpu {
+
+struct LevelGradWeightCall {
+  Source x, grad;  // the level's input and the gradient of its convolution's output
+  int stride, dilation;
+};
+
+// Fills `grad_weight` and `grad_bias`, of any dtype, from sums in a fixed order.
+void level_grad_weight(const Stack& stack, int level, const LevelGradWeightCall& call,
+                       const Tensor& like, Tensor& grad_weight, Tensor& grad_bias,
+                       cudaStream_t stream);
+
+}  // namespace bunit::gpu

@@ -1,0 +1,21 @@
+// Whole-unit inference: all levels of all units in one launch, hidden activations in shared memory.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/runs.h"
+
+namespace bunit::gpu {
+
+struct UnitForwardCall {
+  View x, y, residual;
+  const void* weights[kMaxDepth];  // of the images' dtype, as the operators take them
+  const void* biases[kMaxDepth];   // the same, or null
+  int depth, stride, dilation;
+  Activation hidden, out, after_residual;
+};
+
+// Whether it ran: tiles of units too wide for shared memory do not fit.
+bool unit_forward(const Stack& stack, const UnitForwardCall& call, const Tensor& x,
+                  cudaStream_t stream);
+
+}  // namespace bunit::gpu
