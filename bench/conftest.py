@@ -30,6 +30,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("--results"):  # not told only after the measuring
+        Path(config.getoption("--results")).resolve().parent.mkdir(parents=True, exist_ok=True)
     config.stash[SESSION] = Session(config)
 
 

@@ -10,11 +10,11 @@ from unittest import mock
 
 import emulated_build
 import torch
-from bunit_kernels.backends.cuda import Cuda
 from emulated_build import CSRC, KERNELS, PLAIN
 
 from bunit_kernels import backend, ops
 from bunit_kernels.backends import _choice
+from bunit_kernels.backends.cuda import Cuda
 
 NAMESPACE = "bunit_emulated"
 

@@ -24,7 +24,7 @@ def test_all_cpu_backends_are_there():
 
 
 def test_available_asks_for_a_device():
-    assert backends.available() == ["reference", "torch", "cpp"]
+    assert backends.available()[:3] == ["reference", "torch", "cpp"]
     assert backends.available("meta") == ["reference", "torch"]
 
 

@@ -10,18 +10,19 @@ from ..layout import StackLayout
 from ._crossover import prefers_torch
 from .base import Backend
 from .cpp import Cpp
+from .cuda import Cuda
 from .reference import Reference
 from .torch_ops import TorchOps
 
 VARIABLE = "BUNIT_BACKEND"
 
-_BACKENDS: dict[str, Backend] = {b.name: b for b in (Reference(), TorchOps(), Cpp())}
+_BACKENDS: dict[str, Backend] = {b.name: b for b in (Reference(), TorchOps(), Cpp(), Cuda())}
 
 #: Names that are part of the interface and whose kernels are not in this version.
-_NOT_BUILT = dict.fromkeys(
-    ("cuda", "triton"),
-    "this version has no kernels for it yet; on a CUDA device use backend('torch') or 'auto'",
-)
+_NOT_BUILT = {
+    "triton": "this version has no kernels for it yet; on a CUDA device use backend('cuda') or "
+    "'auto'"
+}
 
 NAMES = ("auto", *_BACKENDS, *_NOT_BUILT)
 
@@ -61,7 +62,7 @@ def describe(device: torch.device | str = "cpu") -> str:
     if _current != "auto":
         return _current
     usable = available(device)
-    return f"auto ({', '.join(n for n in ('cpp', 'torch') if n in usable)})"
+    return f"auto ({', '.join(n for n in ('cpp', 'cuda', 'torch') if n in usable)})"
 
 
 class backend:
@@ -101,9 +102,9 @@ def select(op: str, x: torch.Tensor, layout: StackLayout) -> Backend:
         BackendUnavailable: the backend in force cannot take ``x``.
     """
     if _current == "auto":
-        cpp = _BACKENDS["cpp"]
-        if cpp.why_not(x.device, x.dtype) is None and not prefers_torch(op, layout, x):
-            return cpp
+        ours = _BACKENDS["cuda" if x.is_cuda else "cpp"]
+        if ours.why_not(x.device, x.dtype) is None and not prefers_torch(op, layout, x):
+            return ours
         return _BACKENDS["torch"]
     chosen = _BACKENDS[_current]
     reason = chosen.why_not(x.device, x.dtype)

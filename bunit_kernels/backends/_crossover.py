@@ -1,8 +1,11 @@
-"""Where ``auto`` leaves a call on the CPU to PyTorch's own operators.
+"""Where ``auto`` leaves a call to PyTorch's own operators.
 
-One table: the width of units (the widest level's narrower side) from which PyTorch is at least as
-fast. Measured with ``python bench/crossover.py`` on a core of an AMD EPYC (Zen 5, AVX-512), torch
-2.13.0 (CPU build), float32, 2026-11-24.
+CPU: one table, the width of units (the widest level's narrower side) from which PyTorch is at least
+as fast. Measured with ``python bench/crossover.py`` on a core of an AMD EPYC (Zen 5, AVX-512),
+torch 2.13.0 (CPU build), float32, 2026-11-24.
+
+CUDA: one width, by arithmetic and not measured: our kernels run on the plain FMA units, and a
+convolution on tensor cores pays once its tiles of 16 channels are full.
 """
 
 from __future__ import annotations
@@ -45,10 +48,14 @@ LINEARS = {
     ("unit_linear", False): 4,
     ("unit_linear", True): 1,
 }
+CUDA_FROM_WIDTH = 16
 
 
 def prefers_torch(op: str, layout: StackLayout, x: Tensor) -> bool:
-    """Whether PyTorch's operators were measured faster than ``cpp`` for such units and input."""
+    """Whether PyTorch's operators were measured (on CUDA: are expected) to be faster than ours for
+    such units and input."""
+    if x.is_cuda:
+        return layout.width >= CUDA_FROM_WIDTH
     grad = op == "unit_conv2d_train" or torch.is_grad_enabled()
     if (op, grad) in LINEARS:
         return layout.width >= LINEARS[op, grad]
