@@ -100,8 +100,8 @@ Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vecto
     held.push_back(with_dtype(biases[size_t(l)], x.scalar_type()));
     call.biases[l] = held.back().const_data_ptr();
   }
-  const Tensor y = new_like(x, {x.size(0), stack.channels[stack.depth], size.h, size.w},
-                            wants_channels_last(x));
+  const Tensor y =
+      new_like(x, {x.size(0), stack.channels[stack.depth], size.h, size.w}, wants_channels_last(x));
   call.x = view_of(x);
   call.y = view_of(y);
   if (residual) {
@@ -145,9 +145,9 @@ Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
   const Stack stack = Stack::conv(units, 1);
   check_input(grad, stack.channels[1], "a gradient");
   check_level(stack, 0, weight, grad);
-  STD_TORCH_CHECK(input_size.size() == 4 && input_size[1] == stack.channels[0] &&
-                      input_size[0] == grad.size(0),
-                  "sizes of gradient and input do not fit the units");
+  STD_TORCH_CHECK(
+      input_size.size() == 4 && input_size[1] == stack.channels[0] && input_size[0] == grad.size(0),
+      "sizes of gradient and input do not fit the units");
   Tensor grad_x = new_like(grad, input_size, wants_channels_last(grad));
   if (grad_x.numel() == 0) return grad_x;
   const Tensor dense_weight = dense(weight);

@@ -1,8 +1,8 @@
 // A block takes a tile of the output of up to four channels of one unit. Input channels come a few
-// at a time through shared memory, read through the norm and activation before the level where there
-// is one; sums stay in registers, so that units may be of any width. The gradient of the input is
-// the same with weights turned; at strides of 2 and more, and where a kernel's reach leaves no room
-// for a tile, pixels are read from global memory instead.
+// at a time through shared memory, read through the norm and activation before the level where
+// there is one; sums stay in registers, so that units may be of any width. The gradient of the
+// input is the same with weights turned; at strides of 2 and more, and where a kernel's reach
+// leaves no room for a tile, pixels are read from global memory instead.
 //
 // Widths of 16 and more are work for tensor cores, 989 TFLOP/s of dense bfloat16 on an H200 against
 // the 67 of plain multiply-adds used here; at 3x3 and width 16 these take 2 * 9 * 16 / 67e12 s a
@@ -55,9 +55,9 @@ __device__ void load_weights_of(const LevelConvCall& call, const Run& run, int u
   for (int i = int(threadIdx.x); i < channels * area * C; i += Tiling::kThreads) {
     const int c = c0 + i % C, t = i / C % area, ci = ci0 + i / C / area;
     // [c_out][c_in][taps] of the level; turned where the convolution runs backwards at stride 1.
-    const int at = call.transposed ? (ci * run.widths[0] + c) * area +
-                                         (call.stride == 1 ? area - 1 - t : t)
-                                   : (c * run.widths[0] + ci) * area + t;
+    const int at = call.transposed
+                       ? (ci * run.widths[0] + c) * area + (call.stride == 1 ? area - 1 - t : t)
+                       : (c * run.widths[0] + ci) * area + t;
     to[i] = to_float(from[at]);
   }
 }
@@ -67,8 +67,7 @@ __device__ void load_tile(const LevelConvCall& call, const Place& place, int cha
                           int top, int left, int h, int w, float* to) {
   const View& view = call.x.view;
   const int lane = int(threadIdx.x) % 32;
-  for (int r = int(threadIdx.x) / 32; r < channels * place.images * h;
-       r += Tiling::kThreads / 32) {
+  for (int r = int(threadIdx.x) / 32; r < channels * place.images * h; r += Tiling::kThreads / 32) {
     const int y = top + r % h, image = r / h % place.images, c = channel + r / h / place.images;
     for (int i = lane; i < w; i += 32) {
       const int x = left + i;
@@ -196,7 +195,6 @@ __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const
     }
   }
   if (call.moments) {
-    __syncthreads();
     write_moments(acc, valid, call.moments + int64_t(part) * call.y.c + first_out, shared);
   }
 }

@@ -1,6 +1,6 @@
-// A block takes one input channel, up to four output channels and up to nine taps of one unit, and a
-// part of all pixels; each thread keeps 36 sums in registers, 36 multiply-adds for 13 loads. Parts
-// are added up by a second kernel in a fixed order, so that results repeat.
+// A block takes one input channel, up to four output channels and up to nine taps of one unit, and
+// a part of all pixels; each thread keeps 36 sums in registers, 36 multiply-adds for 13 loads.
+// Parts are added up by a second kernel in a fixed order, so that results repeat.
 
 #include "cuda/level_grad_weight.h"
 
@@ -13,7 +13,8 @@ namespace bunit::gpu {
 namespace {
 
 constexpr int kThreads = 128, kTaps = 9;
-// Enough blocks to fill a GPU of 132 processors several times over, of enough pixels to be worth it.
+// Enough blocks to fill a GPU of 132 processors several times over, of enough pixels to be worth
+// it.
 constexpr int64_t kBlocks = 132 * 16, kPixels = 1024;
 
 struct Items {
@@ -73,7 +74,6 @@ __global__ void __launch_bounds__(kThreads, 4)
   block_sum<kThreads>(sums, shared);
   const bool with_bias = ci == 0 && t0 == 0;
   if (with_bias) {
-    __syncthreads();
     block_sum<kThreads>(bias, shared);
   }
   if (threadIdx.x != 0) return;

@@ -89,9 +89,9 @@ Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
   const Stack stack = Stack::linear(units, 1);
   const Tensor grad = dense(gradient), dense_weight = dense(weight);
   check_rows(grad, stack.channels[1]);
-  STD_TORCH_CHECK(weight.numel() == stack.weight_sizes[0] &&
-                      weight.scalar_type() == grad.scalar_type(),
-                  "the weight does not fit the units or the gradient's dtype");
+  STD_TORCH_CHECK(
+      weight.numel() == stack.weight_sizes[0] && weight.scalar_type() == grad.scalar_type(),
+      "the weight does not fit the units or the gradient's dtype");
   Tensor grad_x = new_like(grad, with_channels(grad, stack.channels[0]), false);
   if (grad_x.numel() == 0) return grad_x;
   const OnDevice device(grad);
@@ -114,9 +114,9 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
   check_rows(x, stack.channels[0]);
   Tensor grad_weight = new_like(x, weight_shape, false);
   Tensor grad_bias = new_like(x, {stack.channels[1]}, false);
-  STD_TORCH_CHECK(grad_weight.numel() == stack.weight_sizes[0] &&
-                      grad.scalar_type() == x.scalar_type(),
-                  "the weight's shape or the gradient's dtype does not fit");
+  STD_TORCH_CHECK(
+      grad_weight.numel() == stack.weight_sizes[0] && grad.scalar_type() == x.scalar_type(),
+      "the weight's shape or the gradient's dtype does not fit");
   const OnDevice device(x);
   LevelGradWeightCall call{};
   call.x.view = rows_of(x);

@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     sum_grads_kernel(const __grid_constant__ View grad, const __grid_constant__ View z,
-                     const __grid_constant__ DeviceNorm norm, Activation activation,
-                     int64_t pixels, float2* parts) {
+                     const __grid_constant__ DeviceNorm norm, Activation activation, int64_t pixels,
+                     float2* parts) {
   __shared__ float shared[kThreads / 32 * 2];
   const int c = int(blockIdx.x % unsigned(z.c)), part = int(blockIdx.x / unsigned(z.c));
   const int64_t all = int64_t(z.n) * z.h * z.w, end = min(all, (part + 1) * pixels);

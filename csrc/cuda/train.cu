@@ -36,8 +36,7 @@ class Norms {
   DeviceNorm norm(int l) {
     const int64_t first = firsts_[size_t(l)];
     return {stats_ + first, floats(scales_) + first,
-            static_cast<const float*>(betas_[size_t(l)].const_data_ptr()),
-            stats_ + total_ + first};
+            static_cast<const float*>(betas_[size_t(l)].const_data_ptr()), stats_ + total_ + first};
   }
   const float* gamma(int l) const {
     return static_cast<const float*>(gammas_[size_t(l)].const_data_ptr());
@@ -78,9 +77,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
   std::vector<Tensor> pre_norms;
   for (int l = 0; l < depth; ++l) {
     const Tensor& weight = weights[size_t(l)];
-    STD_TORCH_CHECK(weight.numel() == stack.weight_sizes[l] &&
-                        weight.scalar_type() == x.scalar_type(),
-                    "the weight of level ", l + 1, " does not fit the units or the input's dtype");
+    STD_TORCH_CHECK(
+        weight.numel() == stack.weight_sizes[l] && weight.scalar_type() == x.scalar_type(),
+        "the weight of level ", l + 1, " does not fit the units or the input's dtype");
     const Tensor dense_weight = dense(weight);
     LevelConvCall call{};
     call.x.view = view_of(l == 0 ? x : pre_norms.back());
@@ -170,9 +169,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     Tensor grad_bias = new_tensor(x, {stack.channels[l + 1]}, ScalarType::Float);
     level_grad_weight(stack, l, of_weight, x, grad_weights[i], grad_bias, device.stream());
 
-    const Tensor grad_in =
-        new_like(x, {input.size(0), input.size(1), input.size(2), input.size(3)},
-                 wants_channels_last(input));
+    const Tensor grad_in = new_like(x, {input.size(0), input.size(1), input.size(2), input.size(3)},
+                                    wants_channels_last(input));
     const Tensor dense_weight = dense(weights[i]);
     LevelConvCall of_input{};
     of_input.x = through;

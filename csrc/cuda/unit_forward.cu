@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   }
   float* in = shared + tiling.weights;
   float* out = in + tiling.first;
-  Region from = input_of(run, call.dilation, call.stride,
-                         needed(run, call.depth, call.dilation, 0, tile));
+  Region from =
+      input_of(run, call.dilation, call.stride, needed(run, call.depth, call.dilation, 0, tile));
   load_tile<T>(call.x, run.channels[0] + unit * run.widths[0], run.widths[0], n0, images, from, in);
   __syncthreads();
 
@@ -214,8 +214,7 @@ bool choose_tiles(const std::vector<Runs>& lists, const UnitForwardCall& call, T
 
 bool unit_forward(const Stack& stack, const UnitForwardCall& call, const Tensor& x,
                   cudaStream_t stream) {
-  const std::vector<Runs> lists =
-      runs_of(stack, 0, stack.depth, [](const Run&) { return 1; });
+  const std::vector<Runs> lists = runs_of(stack, 0, stack.depth, [](const Run&) { return 1; });
   Tiling t{};
   if (!choose_tiles(lists, call, t)) return false;
   t.tiles_y = ceil_div(call.y.h, t.h);

@@ -214,7 +214,11 @@ const Case kCases[] = {
     {"level", {5, 3, 1, 2, 4}, 1, 2, 9, 13},
     {"level_hybrid", {2, 3, 1, 1, 2, 1, 5, 2, 3, 1}, 1, 2, 9, 13, 2, 1, true},
     {"level_1x1", {3, 1, 0, 2, 3}, 1, 2, 5, 7},
+    // More input channels than shared memory holds tiles of.
+    {"level_in_parts", {1, 7, 3, 10, 1}, 1, 1, 16, 32},
     {"units", {3, 3, 1, 2, 4, 2}, 2, 2, 19, 35},
+    // More than 33 tiles: threads merge the batch statistics of several in turn.
+    {"units_many_tiles", {1, 3, 1, 1, 1, 1}, 2, 40, 16, 32},
     {"units_channels_last", {3, 3, 1, 2, 4, 2}, 2, 2, 9, 11, 1, 1, true},
     {"units_strided", {3, 3, 1, 2, 4, 4}, 2, 2, 9, 11, 2},
     {"units_pool",
