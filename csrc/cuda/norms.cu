@@ -31,11 +31,11 @@ __global__ void __launch_bounds__(kThreads)
   shared[t] = own;
   __syncthreads();
   for (int width = kThreads / 2; width > 0; width /= 2) {
-    if (t < width) shared[t] = merged(shared[t], shared[t + width]);
+    if (t < width) own = merged(own, shared[t + width]), shared[t] = own;
     __syncthreads();
   }
   if (t != 0) return;
-  const Moments all = shared[0];
+  const Moments& all = own;
   const float inv_std = 1.f / sqrtf(all.m2 / all.count + eps);
   stats[c] = all.mean;
   stats[stride + c] = inv_std;
