@@ -1,5 +1,6 @@
-"""``python bench/plot.py RESULTS.json OUT.png``: how many times faster ours is than the best of
-torch's forms and than the loop, by workload, one panel a direction. Needs matplotlib."""
+"""``python bench/plot.py RESULTS.json OUT.png [DIRECTION ...]``: how many times faster ours is than
+the best of torch's forms and than the loop, by workload, one panel a direction (all unless some are
+named). Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ from table import TITLES, load, ours, ratio
 BARS = (("library", "best of torch", "#4878a8"), ("loop", "loop over units", "#d89a4a"))
 
 
-def plot(found: dict, path: str) -> None:
+def plot(found: dict, path: str, directions: list[str]) -> None:
     """Writes the figure; the suffix of ``path`` names the format."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = {d: [g for g in found["groups"] if g["direction"] == d and ours(g)] for d in TITLES}
+    shown = {d: [g for g in found["groups"] if g["direction"] == d and ours(g)] for d in directions}
     shown = {direction: groups for direction, groups in shown.items() if groups}
     if not shown:
         sys.exit("nothing to plot: no group has a time of ours")
@@ -68,8 +69,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Bar charts of benchmark results.")
     parser.add_argument("results", help="file written by pytest bench/ --results FILE")
     parser.add_argument("out", help="image to write, such as speed.png")
+    parser.add_argument("directions", nargs="*", metavar="DIRECTION", help=", ".join(TITLES))
     arguments = parser.parse_args()
-    plot(load(arguments.results), arguments.out)
+    plot(load(arguments.results), arguments.out, arguments.directions or list(TITLES))
 
 
 if __name__ == "__main__":

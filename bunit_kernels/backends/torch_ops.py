@@ -29,19 +29,38 @@ class TorchOps(ByLevel):
         return activate(activation, in_format_of(x, y))
 
     def linear(self, x, weight, bias, layout, activation):
-        y = _by_kind(_batched_linear, x, weight, bias, layout.levels[0], dim=-1)
+        def batched(x, weight, bias, units):
+            return _by_row(_product(_by_unit(x, len(units)), weight, bias), x.shape)
+
+        y = _by_kind(batched, x, weight, bias, layout.levels[0], dim=-1)
         return activate(activation, y)
 
+    def unit_linear(self, x, weights, biases, layout, activations):
+        if any(len(level.kinds()) > 1 for level in layout.levels):
+            return super().unit_linear(x, weights, biases, layout, activations)
+        y = _by_unit(x, layout.num_units)  # and so until the end
+        for i, weight in enumerate(weights):
+            y = _product(y, weight, biases[i] if biases else None)
+            y = activate(activations.out if i == len(weights) - 1 else activations.hidden, y)
+        return _by_row(y, x.shape)
 
-def _batched_linear(x, weight, bias, units):
-    groups = len(units)
-    rows = x.reshape(-1, groups, x.shape[-1] // groups).transpose(0, 1)  # [U, B, c_in]
-    blocks = weight.view(groups, -1, weight.shape[-1]).transpose(1, 2)  # [U, c_in, c_out]
+
+def _by_unit(x, units):
+    """[..., units * C] as [units, rows, C], a view."""
+    return x.reshape(-1, units, x.shape[-1] // units).transpose(0, 1)
+
+
+def _by_row(y, shape):
+    """[units, rows, C] as [..., units * C], with the leading dimensions of ``shape``."""
+    return y.transpose(0, 1).reshape(*shape[:-1], y.shape[0] * y.shape[2])
+
+
+def _product(x, weight, bias):
+    """[units, rows, c_in] -> [units, rows, c_out], the weight as packed."""
+    blocks = weight.view(x.shape[0], -1, weight.shape[-1]).transpose(1, 2)
     if bias is None:
-        y = torch.bmm(rows, blocks)
-    else:
-        y = torch.baddbmm(bias.view(groups, 1, -1), rows, blocks)
-    return y.transpose(0, 1).reshape(*x.shape[:-1], weight.shape[0])
+        return torch.bmm(x, blocks)
+    return torch.baddbmm(bias.view(x.shape[0], 1, -1), x, blocks)
 
 
 def _by_kind(op, x, weight, bias, level, dim):
