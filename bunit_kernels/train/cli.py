@@ -116,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Trains a network of basic units beside its dense counterpart and prints what "
-        "it saves. With no argument: bunit_cnn on scikit-learn's digits, about a minute.",
+        "it saves. With no argument: bunit_cnn on scikit-learn's digits, seconds.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_task(parser.add_argument_group("what"))
