@@ -80,8 +80,8 @@ inline View view_of(const Tensor& t) {
           t.stride(0),        t.stride(1),    t.stride(2),    t.stride(3)};
 }
 
-// [..., C] seen as an image [1, C, h, w] of h * w rows whose channels lie next to each other: w, where
-// it can be, of a size that fills warps.
+// [..., C] seen as an image [1, C, h, w] of h * w rows whose channels lie next to each other: w,
+// where it can be, of a size that fills warps.
 inline View rows_of(const Tensor& dense) {
   const int64_t c = dense.size(dense.dim() - 1);
   const int64_t rows = c == 0 ? 0 : dense.numel() / c;
@@ -99,9 +99,7 @@ inline Tensor dense(const Tensor& t) {
 
 // Values of a floating-point tensor as contiguous float32.
 inline Tensor as_float(const Tensor& t) {
-  return dense(t.scalar_type() == ScalarType::Float
-                        ? t
-                        : torch::stable::to(t, ScalarType::Float));
+  return dense(t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float));
 }
 inline Tensor with_dtype(const Tensor& t, ScalarType dtype) {
   return dense(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
