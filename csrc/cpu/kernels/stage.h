@@ -47,9 +47,10 @@ struct Block {
 
   __attribute__((noinline)) void read_part(T* planes, int64_t plane) const {
     Vec<T> rows[kN];
+    const int64_t few = at_most(count, kN);  // as it is; told to the compiler
     for (int i = 0; i < kN; ++i) {
       T lanes[kN] = {};
-      read_row(image, offset + i * step, stride, lanes, count);
+      read_row(image, offset + i * step, stride, lanes, few);
       rows[i] = load(lanes);
     }
     transpose<T>(rows);
@@ -78,10 +79,11 @@ struct Block {
     Vec<T> rows[kN] = {};
     for (int64_t i = 0; i < count; ++i) rows[i] = load(planes + i * plane);
     transpose<T>(rows);
+    const int64_t few = at_most(count, kN);  // as it is; told to the compiler
     for (int i = 0; i < kN; ++i) {
       T lanes[kN];
       store(lanes, rows[i]);
-      write_row(image, offset + i * step, stride, lanes, count);
+      write_row(image, offset + i * step, stride, lanes, few);
     }
   }
 };
