@@ -36,6 +36,10 @@ BUNIT_LIBRARY(BUNIT_NAMESPACE, m) {
   m.def(
       "stacked_conv2d_grad_weight(Tensor grad, Tensor x, int[] weight_shape, int[] units, "
       "int stride, int dilation) -> (Tensor, Tensor)");
+  // The two above at once: gradients of input, weight and bias.
+  m.def(
+      "stacked_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int[] units, int stride, "
+      "int dilation) -> (Tensor, Tensor, Tensor)");
 
   // All levels of all units, norms folded into weights and biases.
   m.def(

@@ -45,6 +45,8 @@ def conv_arguments(name, case, t):
             return (grad, weight, list(x.shape), *config)
         case "stacked_conv2d_grad_weight":
             return (grad, x, list(weight.shape), *config)
+        case "stacked_conv2d_backward":
+            return (grad, x, weight, *config)
         case "stacked_unit_conv2d":
             return (x, t["weights"], t["biases"], residual, *config, *end)
         case "stacked_unit_conv2d_train":
@@ -103,6 +105,7 @@ OPERATORS = {
     "stacked_conv2d": (LEVEL_CHECKS, LEVEL_CONVS),
     "stacked_conv2d_grad_input": (LEVEL_CHECKS, LEVEL_CONVS),
     "stacked_conv2d_grad_weight": (LEVEL_CHECKS, LEVEL_CONVS),
+    "stacked_conv2d_backward": (LEVEL_CHECKS, LEVEL_CONVS),
     "stacked_linear": (LINEAR_CHECKS, LEVEL_LINEARS),
     "stacked_linear_grad_input": (LINEAR_CHECKS, LEVEL_LINEARS),
     "stacked_linear_grad_weight": (LINEAR_CHECKS, LEVEL_LINEARS),

@@ -1,7 +1,7 @@
 """``stacked_conv2d``: one convolutional level of all units, and its gradients.
 
-The two gradient operators are linear in each tensor, and their own gradients are again these three
-operators, so derivatives of any order exist.
+The gradient operators, ``backward`` being the other two at once, are linear in each tensor, and
+their own gradients are again these operators, so derivatives of any order exist.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ def _fake_grad_weight(grad, x, weight_shape, units, stride, dilation):
     return x.new_empty(weight_shape), x.new_empty((grad.shape[1],))
 
 
+def _fake_backward(grad, x, weight, units, stride, dilation):
+    grad_weight, grad_bias = _fake_grad_weight(grad, x, weight.shape, units, stride, dilation)
+    return empty_like_format(grad, x.shape), grad_weight, grad_bias
+
+
 def _save_forward(ctx, inputs, output):
     x, weight, bias, *ctx.config, ctx.activation = inputs
     needed = None if ctx.activation == "identity" or needs_input(ctx.activation) else output
@@ -39,12 +44,22 @@ def _grad_forward(ops, ctx, grad):
         saved = ops.stacked_conv2d(x, weight, bias, *ctx.config, "identity")
     grad = activation_grad(ctx.activation, grad, saved)
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    grad_x = grad_weight = grad_bias = None
-    if need_x:
-        grad_x = ops.stacked_conv2d_grad_input(grad, weight, x.shape, *ctx.config)
-    if need_weight or need_bias:
-        grad_weight, grad_bias = ops.stacked_conv2d_grad_weight(grad, x, weight.shape, *ctx.config)
+    grads = level_gradients(ops, grad, x, weight, need_x, need_weight or need_bias, ctx.config)
+    grad_x, grad_weight, grad_bias = grads
     return grad_x, grad_weight, grad_bias if need_bias else None, None, None, None, None
+
+
+def level_gradients(ops, grad, x, weight, need_x, need_parameters, config):
+    """Gradients of input, weight and bias of a level whose output before its activation has
+    gradient ``grad``; ``None`` where not needed."""
+    if need_x and need_parameters:
+        return ops.stacked_conv2d_backward(grad, x, weight, *config)
+    grad_x, grad_weight, grad_bias = None, None, None
+    if need_x:
+        grad_x = ops.stacked_conv2d_grad_input(grad, weight, x.shape, *config)
+    if need_parameters:
+        grad_weight, grad_bias = ops.stacked_conv2d_grad_weight(grad, x, weight.shape, *config)
+    return grad_x, grad_weight, grad_bias
 
 
 def _save_grad_input(ctx, inputs, output):
@@ -77,6 +92,30 @@ def _grad_grad_weight(ops, ctx, grad_weight, grad_bias):
     return grad_grad, grad_x, None, None, None, None
 
 
+def _save_backward(ctx, inputs, output):
+    *tensors, units, stride, dilation = inputs
+    ctx.config = units, stride, dilation
+    ctx.save_for_backward(*tensors)
+
+
+def _grad_backward(ops, ctx, grad_grad_x, grad_grad_weight, grad_grad_bias):
+    grad, x, weight = ctx.saved_tensors
+    need_grad, need_x, need_weight = ctx.needs_input_grad[:3]
+    grad_grad = grad_x = grad_weight = None
+    if need_grad:
+        grad_grad = ops.stacked_conv2d(grad_grad_x, weight, None, *ctx.config, "identity")
+        grad_grad = grad_grad + ops.stacked_conv2d(
+            x, grad_grad_weight, grad_grad_bias, *ctx.config, "identity"
+        )
+    if need_x:
+        grad_x = ops.stacked_conv2d_grad_input(grad, grad_grad_weight, x.shape, *ctx.config)
+    if need_weight:
+        grad_weight, _ = ops.stacked_conv2d_grad_weight(
+            grad, grad_grad_x, weight.shape, *ctx.config
+        )
+    return grad_grad, grad_x, grad_weight, None, None, None
+
+
 def level_flops(units, depth, level, pixels):
     """2 x multiply-adds of one level over ``pixels`` output pixels (batch included)."""
     return (
@@ -97,6 +136,10 @@ def _flops_gradient(grad_shape, tensor_shape, size, units, *args, **kwargs):
     return level_flops(units, 1, 0, grad_shape[0] * grad_shape[2] * grad_shape[3])
 
 
+def _flops_backward(*args, **kwargs):
+    return 2 * _flops_gradient(*args, **kwargs)
+
+
 OPERATORS = (
     Operator("stacked_conv2d", _fake_forward, _save_forward, _grad_forward, _flops_forward),
     Operator(
@@ -112,5 +155,12 @@ OPERATORS = (
         _save_grad_weight,
         _grad_grad_weight,
         _flops_gradient,
+    ),
+    Operator(
+        "stacked_conv2d_backward",
+        _fake_backward,
+        _save_backward,
+        _grad_backward,
+        _flops_backward,
     ),
 )

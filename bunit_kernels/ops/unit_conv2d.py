@@ -10,7 +10,7 @@ from ..activations import activate
 from ._activation_grad import activation_grad, needs_input
 from ._operator import Operator
 from ._shapes import conv_level, conv_rows, conv_size, empty_like_format
-from .conv2d import level_flops
+from .conv2d import level_flops, level_gradients
 
 
 def level_sizes(shape, units, depth, stride, dilation):
@@ -66,13 +66,12 @@ def _backward(ops, ctx, grad):
     for i in reversed(range(depth)):
         config = (rows[i], strides[i], ctx.dilation)
         grad = activation_grad(ctx.names[i], grad, saved[i])
-        grad_weights[i], grad_bias = ops.stacked_conv2d_grad_weight(
-            grad, inputs[i], weights[i].shape, *config
+        need_input = i > 0 or ctx.needs_input_grad[0]
+        grad, grad_weights[i], grad_bias = level_gradients(
+            ops, grad, inputs[i], weights[i], need_input, True, config
         )
         if biases:
             grad_biases[i] = grad_bias
-        if i > 0 or ctx.needs_input_grad[0]:
-            grad = ops.stacked_conv2d_grad_input(grad, weights[i], inputs[i].shape, *config)
     grad_x = grad if ctx.needs_input_grad[0] else None
     return grad_x, grad_weights, grad_biases, grad_residual, *[None] * 6
 

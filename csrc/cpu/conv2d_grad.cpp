@@ -10,19 +10,29 @@
 namespace bunit {
 namespace {
 
+void check(const Stack& stack, const Tensor& grad, const std::vector<int64_t>& input_size) {
+  STD_TORCH_CHECK(input_size.size() == 4 && input_size[1] == stack.channels[0] && grad.dim() == 4 &&
+                      grad.size(1) == stack.channels[1] && grad.size(0) == input_size[0],
+                  "sizes of gradient and input do not fit the units");
+}
+
+std::vector<int64_t> sizes_of(const Tensor& t) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < t.dim(); ++i) sizes.push_back(t.size(i));
+  return sizes;
+}
+
 Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
                                  const std::vector<int64_t>& input_size,
                                  const std::vector<int64_t>& units, int64_t stride,
                                  int64_t dilation) {
   const Stack stack = Stack::conv(units, 1);
-  STD_TORCH_CHECK(input_size.size() == 4 && input_size[1] == stack.channels[0] && grad.dim() == 4 &&
-                      grad.size(1) == stack.channels[1] && grad.size(0) == input_size[0],
-                  "sizes of gradient and input do not fit the units");
+  check(stack, grad, input_size);
   STD_TORCH_CHECK(weight.numel() == stack.weight_sizes[0], "the weight does not fit the units");
   Tensor grad_x = new_output(grad, input_size, output_is_channels_last(grad));
-  const Image out = image_of(grad_x), in = image_of(grad);
-  BackwardPlan(stack, 0, out, in, &weight, stride, dilation)
-      .run(out, in, out, {}, nullptr, nullptr, nullptr);
+  const Image in = image_of(grad_x), out = image_of(grad);
+  BackwardPlan(stack, 0, in, out, &weight, stride, dilation)
+      .run(in, out, in, {}, nullptr, nullptr, nullptr);
   return grad_x;
 }
 
@@ -31,9 +41,7 @@ std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const 
                                                       const std::vector<int64_t>& units,
                                                       int64_t stride, int64_t dilation) {
   const Stack stack = Stack::conv(units, 1);
-  STD_TORCH_CHECK(x.dim() == 4 && grad.dim() == 4 && x.size(1) == stack.channels[0] &&
-                      grad.size(1) == stack.channels[1] && grad.size(0) == x.size(0),
-                  "sizes of gradient and input do not fit the units");
+  check(stack, grad, sizes_of(x));
   Tensor grad_weight = new_output(x, weight_shape, false);
   Tensor grad_bias = new_output(x, {stack.channels[1]}, false);
   STD_TORCH_CHECK(grad_weight.numel() == stack.weight_sizes[0],
@@ -44,10 +52,27 @@ std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const 
   return {grad_weight, grad_bias};
 }
 
+std::tuple<Tensor, Tensor, Tensor> stacked_conv2d_backward(const Tensor& grad, const Tensor& x,
+                                                           const Tensor& weight,
+                                                           const std::vector<int64_t>& units,
+                                                           int64_t stride, int64_t dilation) {
+  const Stack stack = Stack::conv(units, 1);
+  check(stack, grad, sizes_of(x));
+  STD_TORCH_CHECK(weight.numel() == stack.weight_sizes[0], "the weight does not fit the units");
+  Tensor grad_x = new_output(grad, sizes_of(x), output_is_channels_last(grad));
+  Tensor grad_weight = new_output(x, sizes_of(weight), false);
+  Tensor grad_bias = new_output(x, {stack.channels[1]}, false);
+  const Image in = image_of(x), out = image_of(grad);
+  BackwardPlan(stack, 0, in, out, &weight, stride, dilation)
+      .run(in, out, image_of(grad_x), {}, &grad_weight, &grad_bias, nullptr);
+  return {grad_x, grad_weight, grad_bias};
+}
+
 }  // namespace
 }  // namespace bunit
 
 STABLE_TORCH_LIBRARY_IMPL(bunit_kernels, CPU, m) {
   m.impl("stacked_conv2d_grad_input", TORCH_BOX(&bunit::stacked_conv2d_grad_input));
   m.impl("stacked_conv2d_grad_weight", TORCH_BOX(&bunit::stacked_conv2d_grad_weight));
+  m.impl("stacked_conv2d_backward", TORCH_BOX(&bunit::stacked_conv2d_backward));
 }

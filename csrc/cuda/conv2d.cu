@@ -138,6 +138,12 @@ Tensor stacked_unit_conv2d(const Tensor& x, const std::vector<Tensor>& weights,
              activation_of(out_activation), activation_of(residual_activation));
 }
 
+std::vector<int64_t> sizes_of(const Tensor& t) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < t.dim(); ++i) sizes.push_back(t.size(i));
+  return sizes;
+}
+
 Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
                                  const std::vector<int64_t>& input_size,
                                  const std::vector<int64_t>& units, int64_t stride,
@@ -186,6 +192,16 @@ std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const 
   return {grad_weight, grad_bias};
 }
 
+std::tuple<Tensor, Tensor, Tensor> stacked_conv2d_backward(const Tensor& grad, const Tensor& x,
+                                                           const Tensor& weight,
+                                                           const std::vector<int64_t>& units,
+                                                           int64_t stride, int64_t dilation) {
+  auto [grad_weight, grad_bias] =
+      stacked_conv2d_grad_weight(grad, x, sizes_of(weight), units, stride, dilation);
+  return {stacked_conv2d_grad_input(grad, weight, sizes_of(x), units, stride, dilation),
+          grad_weight, grad_bias};
+}
+
 }  // namespace
 }  // namespace bunit::gpu
 
@@ -194,4 +210,5 @@ BUNIT_LIBRARY_IMPL(m) {
   m.impl("stacked_unit_conv2d", TORCH_BOX(&bunit::gpu::stacked_unit_conv2d));
   m.impl("stacked_conv2d_grad_input", TORCH_BOX(&bunit::gpu::stacked_conv2d_grad_input));
   m.impl("stacked_conv2d_grad_weight", TORCH_BOX(&bunit::gpu::stacked_conv2d_grad_weight));
+  m.impl("stacked_conv2d_backward", TORCH_BOX(&bunit::gpu::stacked_conv2d_backward));
 }
