@@ -25,7 +25,7 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
     reach_ = std::max(reach_, dilation * (unit.kernel - 1) / stride);
     pad_ = std::max<int64_t>(pad_, unit.pad);
   }
-  for (const Part& part : parts_of(stack, x, pass)) {
+  for (const Part& part : parts_of(stack, x, stride, pass)) {
     PartPlan& plan = plans_.emplace_back();
     plan.part = part;
     split(stack, plan);
@@ -265,6 +265,9 @@ void BackwardPlan::run(const Image& x, const Image& grad, const Image& grad_x,
   call.in_activation = norms.in_activation;
   call.in_inv_std = norms.in_inv_std;
   call.weight_size = weight_size_;
+  call.around =
+      grad_x.data && goes_around_caches(grad_x.data, grad_x.n * grad_x.c * grad_x.h * grad_x.w *
+                                                         compute_size(grad_x.dtype));
   if (x.dtype == Scalar::float64) {
     run_typed<double>(call, grad_weight, grad_bias, in_sums);
   } else {

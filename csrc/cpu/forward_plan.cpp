@@ -7,9 +7,6 @@ namespace {
 
 // What a step's buffers may take of the first-level cache (32 to 48 KiB), beside weights.
 constexpr int64_t kCacheBytes = 36 * 1024;
-// Outputs of this size are written around the caches: on a Zen 5 with 32 MiB of third-level cache
-// 64 units 2-4-2, N=128, 32x32 took 12.0 instead of 13.7 ms, a 27 MB hybrid 2.5 instead of 3.6.
-constexpr int64_t kAroundBytes = int64_t(16) << 20;
 constexpr int64_t kStageBytes = 256 * 1024;  // of the second-level cache
 constexpr int64_t kItems = 32;
 constexpr int64_t kSegmentPixels = 256;  // not worth splitting below
@@ -19,7 +16,7 @@ constexpr int64_t kSegmentPixels = 256;  // not worth splitting below
 ForwardPlan::ForwardPlan(const Stack& stack, const Image& x, const std::vector<Tensor>& weights,
                          const std::vector<Tensor>& biases, const ConvOptions& options)
     : stack_(stack), options_(options), dtype_(x.dtype) {
-  for (const Part& part : parts_of(stack, x, options.pass)) {
+  for (const Part& part : parts_of(stack, x, options.stride, options.pass)) {
     PartPlan& plan = plans_.emplace_back();
     plan.part = part;
     plan.kinds.resize(size_t(stack.kinds));
@@ -169,9 +166,9 @@ void ForwardPlan::run(const Image& x, const Image& y, const Image& residual, con
   call.in_norm = in_norm;
   call.in_activation = in_activation;
   const int64_t row_bytes = y.w * compute_size(dtype_);
-  call.around = y.n * y.c * y.h * row_bytes >= kAroundBytes && row_bytes % 64 == 0 &&
-                reinterpret_cast<uintptr_t>(y.data) % 64 == 0 &&
-                (options_.out == Activation::identity || options_.out == Activation::relu);
+  call.around = row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(y.data) % 64 == 0 &&
+                (options_.out == Activation::identity || options_.out == Activation::relu) &&
+                goes_around_caches(y.data, y.n * y.c * y.h * row_bytes);
   std::vector<Moments> parts;
   for (const PartPlan& plan : plans_) {
     call.x = images_of(x, plan.part.first, plan.part.count);

@@ -35,17 +35,29 @@ struct Part {
 // What a plan's passes do beside the convolution; with it grows what a row costs however short.
 enum class Pass { forward, backward, with_norms };
 
-// A batch as whole vectors of images, where rows are short for vectors of pixels, and the rest.
+// The widest rows, in pixels, on which images side by side are quicker than one by one.
 //
-// On a Zen 5 (16 lanes, one thread, N=128; in ms, images one by one / side by side, NCHW): forward
-// of 2-4-2 at 8x8 11.4/5.5, at 16x16 11.5/11.6, at 28x28 (N=32) 3.8/4.4; forward and backward of a
-// level 2-4 at 8x8 38/19, 16x16 37/32, 28x28 12.1/13.8, 32x32 56/72; training step of 2-4-2 at 8x8
-// 180/50, 16x16 146/84, 28x28 50/37, 32x32 193/190. The same order holds in channels_last.
-inline std::vector<Part> parts_of(const Stack& stack, const Image& x, Pass pass) {
+// Stride 1, on a Zen 5 (16 lanes, one thread, N=128; in ms, images one by one / side by side,
+// NCHW): forward of 2-4-2 at 8x8 11.4/5.5, at 16x16 11.5/11.6, at 28x28 (N=32) 3.8/4.4; forward and
+// backward of a level 2-4 at 8x8 38/19, 16x16 37/32, 28x28 12.1/13.8, 32x32 56/72; training step of
+// 2-4-2 at 8x8 180/50, 16x16 146/84, 28x28 50/37, 32x32 193/190. The same order holds in
+// channels_last.
+//
+// Longer strides pick single pixels out of rows, where a pixel of all images is a vector whatever
+// the stride. Stride 2, on a Xeon of the Sapphire Rapids generation (the same; first NCHW, then
+// channels_last): 2-4-4 at 32x32 forward 31/22, 37/41, forward and backward of its first level
+// 93/59, 130/121, training step 193/126, 295/245; at 56x56 (N=32) forward 8.4/7.6, 9.4/19, level
+// 28/23, 42/50, training step 75/54, 103/113; at 112x112 (N=16) level 56/62, training 105/119.
+inline int64_t widest_side_by_side(int64_t lanes, int64_t stride, bool interleaved, Pass pass) {
+  if (stride > 1 && !interleaved) return 4 * lanes;
+  if (stride > 1) return pass == Pass::forward ? 2 * lanes - 1 : 2 * lanes;
+  return pass == Pass::forward ? lanes - 1 : pass == Pass::backward ? lanes : 2 * lanes - 1;
+}
+
+// A batch as whole vectors of images, where rows are short for vectors of pixels, and the rest.
+inline std::vector<Part> parts_of(const Stack& stack, const Image& x, int64_t stride, Pass pass) {
   const int64_t lanes = kernels().vector_bytes / compute_size(x.dtype);
-  bool worth = pass == Pass::forward    ? x.w < lanes
-               : pass == Pass::backward ? x.w <= lanes
-                                        : x.w < 2 * lanes;
+  bool worth = x.w <= widest_side_by_side(lanes, stride, is_interleaved(x), pass);
   bool pointwise = true;  // rows lie end to end anyway
   for (const Unit& unit : stack.units) pointwise = pointwise && unit.kernel == 1 && unit.pad == 0;
   worth = worth && !pointwise;

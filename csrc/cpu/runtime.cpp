@@ -14,6 +14,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace bunit {
@@ -68,6 +69,31 @@ struct Scratch {
   ~Scratch() { release(); }
 };
 
+constexpr int64_t kAroundBytes = int64_t(16) << 20;
+
+// Whether the page in the middle of `bytes` of memory is there, or yet to be made.
+bool is_mapped(const void* data, int64_t bytes) {
+#if defined(__linux__)
+  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
+  const uintptr_t middle = reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes) / 2;
+  unsigned char there = 0;
+  return mincore(reinterpret_cast<void*>(middle / page * page), page, &there) == 0 && there & 1;
+#else
+  (void)data;
+  (void)bytes;
+  return true;
+#endif
+}
+
+int64_t largest_cache() {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  static const int64_t size = std::max<int64_t>(0, sysconf(_SC_LEVEL3_CACHE_SIZE));
+  return size;
+#else
+  return 0;
+#endif
+}
+
 std::string cpu_isa() { return kernels().isa; }
 
 }  // namespace
@@ -111,6 +137,11 @@ void advise_huge_pages(void* data, int64_t bytes) {
   (void)data;
   (void)bytes;
 #endif
+}
+
+bool goes_around_caches(const void* data, int64_t bytes) {
+  if (bytes < kAroundBytes) return false;
+  return bytes > std::max(largest_cache(), kAroundBytes) || is_mapped(data, bytes);
 }
 
 }  // namespace bunit

@@ -72,9 +72,9 @@ struct LevelBackward {
                                mask, kind.row};
       T* out = grad_weight + unit.weight;
       if (lanes > 1) {
-        sums.template run<false>(kind.c_out, y1 - y0, call.grad.w * lanes, out);
+        sums.run(kind.c_out, y1 - y0, call.grad.w * lanes, out);
       } else {
-        sums.template run<true>(kind.c_out, 1, (y1 - y0 - 1) * kind.row + call.grad.w, out);
+        sums.run(kind.c_out, 1, (y1 - y0 - 1) * kind.row + call.grad.w, out);
       }
       add_bias(y1 - y0, own, grad_bias + unit.out_channel);
     }
@@ -217,10 +217,9 @@ struct StagedBackward {
   StagedBackward(const BackwardCall& given, int64_t first, int64_t last, int64_t y0, int64_t y1,
                  int64_t q1)
       : given(given), call(given), grad_x(nullptr) {
-    // The next images of the block come next.
     Image* const read[] = {&call.grad, &call.x, &call.z};
     for (Image* image : read) {
-      image->ahead = given.lanes * image->stride_n * element_size(image->dtype);
+      image->ahead = bytes_ahead(*image, given.lanes, given.lanes * image->stride_n);
     }
     const BackwardUnit &begin = given.units[first], &end = given.units[last - 1];
     int64_t reach = 0, pad = 0;
@@ -280,7 +279,7 @@ struct StagedBackward {
                        given.lanes};
       const int64_t row = given.x.w * given.lanes;
       stage_out(given.grad_x, n, own, grad_x + (own.c0 - in.c0) * plane + (top - in.y0) * row,
-                plane);
+                plane, given.around);
     }
   }
 };

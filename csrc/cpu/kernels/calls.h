@@ -134,6 +134,7 @@ struct BackwardCall {
   int64_t weight_size;
   int64_t block;     // times `lanes` images a block
   int64_t segments;  // of the output's rows
+  bool around;       // write grad_x around the caches where it is turned about
 };
 
 // y = after_residual(activation(norm(z)) + residual), pixels of z, y and residual dense.

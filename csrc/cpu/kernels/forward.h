@@ -271,7 +271,7 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
   const PackedUnit &begin = call.units[first], &end = call.units[last - 1];
   // The next item is mostly that of the next units.
   const int64_t channels = end.in_channel + end.kind->levels[0].c_in - begin.in_channel;
-  call.x.ahead = channels * call.x.stride_c * element_size(call.x.dtype);
+  call.x.ahead = bytes_ahead(call.x, call.lanes, channels * call.x.stride_c);
 
   if (is_interleaved(given.x)) {
     Window rows{call.x.h, 0};

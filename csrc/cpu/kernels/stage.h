@@ -15,6 +15,16 @@ BUNIT_INLINE bool is_interleaved(const Image& image) {
   return image.data && image.stride_c == 1 && image.c > 1 && image.h * image.w > 1;
 }
 
+// What to ask for early: what the next piece of work begins with, `next` elements away. But pixels
+// that lie far apart, of as many images as a vector has lanes, are more streams than a processor
+// follows by itself: those a few pixels on. (A training step of 64 units 2-4-4 of stride 2, N=128,
+// 32x32, channels_last on one core took 240 instead of 335 ms; 4 or 16 pixels did a little worse.)
+BUNIT_INLINE int64_t bytes_ahead(const Image& image, int64_t lanes, int64_t next) {
+  constexpr int64_t kPixelsAhead = 8;
+  const bool streams = lanes > 1 && is_interleaved(image);
+  return (streams ? kPixelsAhead * image.stride_w : next) * element_size(image.dtype);
+}
+
 // A block of kLanes rows, `step` elements apart, of `count` elements each, `stride` apart; turned
 // about its diagonal on its way: element i of all rows becomes the vector at planes + i * plane.
 template <class T>
