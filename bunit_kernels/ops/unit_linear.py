@@ -32,7 +32,7 @@ def _fake_backward(grad, x, weights, biases, units, activation, out_activation):
     return (
         x.new_empty(x.shape),
         [w.new_empty(w.shape) for w in weights],
-        [b.new_empty(b.shape) for b in biases],
+        [x.new_empty(b.shape) for b in biases],
     )
 
 

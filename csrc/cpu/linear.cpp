@@ -78,7 +78,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear
   const Tensor grad_x = new_output(x, x.sizes().vec(), false);
   std::vector<Tensor> grad_weights, grad_biases;
   for (const Tensor& w : weights) grad_weights.push_back(new_output(w, w.sizes().vec(), false));
-  for (const Tensor& b : biases) grad_biases.push_back(new_output(b, b.sizes().vec(), false));
+  for (const Tensor& b : biases) grad_biases.push_back(new_output(x, b.sizes().vec(), false));
   if (in.h > 0) {
     LinearPlan(stack, in, weights, biases, activation_of(activation), activation_of(out_activation))
         .backward(in, out, rows_of(grad_x), grad_weights, grad_biases);
