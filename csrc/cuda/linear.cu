@@ -174,6 +174,9 @@ Tensor backward_by_level(const Stack& stack, const UnitLinearBackwardCall& call,
   return grad;
 }
 
+}  // namespace
+
+// Not of this file alone: tests/emulation/operators.cpp calls it past the dispatcher.
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear_backward(
     const Tensor& gradient, const Tensor& input, const std::vector<Tensor>& weights,
     const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
@@ -212,7 +215,6 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear
   return {grad_x, grad_weights, grad_biases};
 }
 
-}  // namespace
 }  // namespace bunit::gpu
 
 BUNIT_LIBRARY_IMPL(m) {

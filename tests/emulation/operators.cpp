@@ -23,6 +23,18 @@
 
 #include "cpu/stack.h"
 
+namespace bunit::gpu {
+
+// torch_call_dispatcher (torch 2.13) takes the types of results in the wrong order: what returns a
+// tensor and two lists is called by its own name.
+using torch::stable::Tensor;
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear_backward(
+    const Tensor& gradient, const Tensor& input, const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
+    const std::string& activation, const std::string& out_activation);
+
+}  // namespace bunit::gpu
+
 namespace {
 
 using bunit::Stack;
@@ -194,8 +206,8 @@ void run_units(const Ints& rows, const Tensor& x, const Tensors& weights, const 
   const std::string gelu = "gelu", relu = "relu";
   const auto [y] = call<Tensor>("stacked_unit_linear", x, weights, biases, rows, gelu, relu);
   check(y, "linear", "the units' output");
-  const auto [gx, gw, gb] = call<Tensor, Tensors, Tensors>("stacked_unit_linear_backward", grad, x,
-                                                           weights, biases, rows, gelu, relu);
+  const auto [gx, gw, gb] =
+      bunit::gpu::stacked_unit_linear_backward(grad, x, weights, biases, rows, gelu, relu);
   check(gx, "linear", "the gradient of the units' input");
   for (const Tensor& g : gw) check(g, "linear", "the gradient of a weight");
   for (const Tensor& g : gb) check(g, "linear", "the gradient of a bias");
