@@ -274,11 +274,15 @@ def called(run):
 
 def test_linear_units_go_back_in_one_operator_unless_the_way_is_recorded():
     layer = linear_layer("uniform")
-    x = torch.randn(3, layer.in_features, requires_grad=True)
+    x = torch.randn(3, 20, requires_grad=True)
     with backend("cpp"):
         plain = called(lambda: torch.autograd.grad(layer(x).sum(), x))
         recorded = called(lambda: torch.autograd.grad(layer(x).sum(), x, create_graph=True))
     assert plain == ["stacked_unit_linear", "stacked_unit_linear_backward"]
+    level = linear_layer("norm", num_units=5)  # its levels are apart, each followed by a norm
+    with backend("cpp"):
+        names = called(lambda: level(x).sum().backward())
+    assert names == ["stacked_linear"] * 2 + ["stacked_unit_linear_backward"] * 2
     assert "stacked_unit_linear_backward" not in recorded
     assert "stacked_linear_grad_input" in recorded
 

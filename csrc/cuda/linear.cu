@@ -150,26 +150,29 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
 Tensor backward_by_level(const Stack& stack, const UnitLinearBackwardCall& call, Tensor grad,
                          const Tensor& x, std::vector<Tensor>& grad_weights,
                          std::vector<Tensor>& grad_biases, cudaStream_t stream) {
+  const int last = stack.depth - 1;
   std::vector<Tensor> inputs{x}, pre_activations;
-  for (int l = 0; l < stack.depth; ++l) {
+  for (int l = 0; l < last || (l == last && call.out != Activation::identity); ++l) {
     const Tensor z = run_level(stack, l, inputs.back(), call.weights[l], call.biases[l],
                                Activation::identity, false, stream);
     pre_activations.push_back(z);
-    if (l == stack.depth - 1) break;
+    if (l == last) break;
     Tensor y = new_like(z, z.sizes().vec(), false);
     activate(call.hidden, z, y, stream);
     inputs.push_back(y);
   }
-  for (int l = stack.depth - 1; l >= 0; --l) {
-    const Tensor& z = pre_activations[size_t(l)];
-    Tensor before = new_like(z, z.sizes().vec(), false);
-    activation_grad(l == stack.depth - 1 ? call.out : call.hidden, z, grad, before, stream);
+  for (int l = last; l >= 0; --l) {
+    const Activation name = l == last ? call.out : call.hidden;
+    if (name != Activation::identity) {
+      Tensor before = new_like(grad, grad.sizes().vec(), false);
+      activation_grad(name, pre_activations[size_t(l)], grad, before, stream);
+      grad = before;
+    }
     Tensor grad_bias =
         grad_biases.empty() ? new_like(x, {stack.channels[l + 1]}, false) : grad_biases[size_t(l)];
-    run_level_grad_weight(stack, l, before, inputs[size_t(l)], grad_weights[size_t(l)], grad_bias,
+    run_level_grad_weight(stack, l, grad, inputs[size_t(l)], grad_weights[size_t(l)], grad_bias,
                           stream);
-    grad =
-        run_level(stack, l, before, call.weights[l], nullptr, Activation::identity, true, stream);
+    grad = run_level(stack, l, grad, call.weights[l], nullptr, Activation::identity, true, stream);
   }
   return grad;
 }
