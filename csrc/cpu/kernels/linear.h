@@ -1,9 +1,9 @@
 // All levels of linear units over rows of features, and their backward pass.
 //
-// Rows are worked on a block at a time, whose planes (a channel each, a row a lane) stay in the cache
-// from the first level to the last and back. Planes hold whole vectors; the lanes
-// beyond the last row are zero in the backward pass, so that sums over rows need not look where
-// rows end. Weights are broadcast from where they lie: tiny units are not worth packing.
+// Rows are worked on a block at a time, whose planes (a channel each, a row a lane) stay in the
+// cache from the first level to the last and back. Planes hold whole vectors; the lanes beyond the
+// last row are zero in the backward pass, so that sums over rows need not look where rows end.
+// Weights are broadcast from where they lie: tiny units are not worth packing.
 #pragma once
 
 #include "conv_core.h"
