@@ -46,6 +46,10 @@ BUNIT_LIBRARY(BUNIT_NAMESPACE, m) {
       "stacked_unit_linear(Tensor x, Tensor[] weights, Tensor[] biases, int[] units, "
       "str activation, str out_activation) -> Tensor");
   m.def(
+      "stacked_unit_linear_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, "
+      "int[] units, str activation, str out_activation) -> (Tensor grad_x, Tensor[] grad_weights, "
+      "Tensor[] grad_biases)");
+  m.def(
       "stacked_unit_conv2d(Tensor x, Tensor[] weights, Tensor[] biases, Tensor? residual, "
       "int[] units, int stride, int dilation, str activation, str out_activation, "
       "str residual_activation) -> Tensor");

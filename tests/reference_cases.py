@@ -253,6 +253,13 @@ UNIT_LINEARS = (
     LinearCase(("1-2-1", "3-2-1", "2-1-2"), size=(6,)),
     LinearCase(("8-4-1-8", "1-2-3-4"), size=(2, 5), layout="transposed"),
     LinearCase("4-8-4", 2, layout="sliced", grad_layout="expanded"),
+    LinearCase("4-8-4", 3, size=(1,)),
+    LinearCase("4-8-4", 19, size=(150,)),
+    LinearCase("3-5-2", 7, size=(33,), bias=False, layout="sliced", grad_layout="transposed"),
+    LinearCase(("4-8-4", "1-2-1") * 5, size=(35,), out_activation="identity"),
+    LinearCase("4-9-6", 5, size=(40,), activation="silu", out_activation="hardswish"),
+    LinearCase(("64-64-64", "2-3-2"), size=(5,), activation="gelu", bias=False),
+    LinearCase("2-3", 4, size=(7,), out_activation="leaky_relu"),
     *(LinearCase("4-8-4", 2, activation=name) for name in ACTIVATION_NAMES),
     *(LinearCase("4-8-4", 2, out_activation=name) for name in ACTIVATION_NAMES),
 )

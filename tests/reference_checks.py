@@ -20,7 +20,7 @@ from reference_runs import (
     unit_conv2d_train,
     unit_linear,
 )
-from tolerance import assert_near, tolerance
+from tolerance import assert_near, kinds, tolerance
 
 from bunit_kernels import backend
 
@@ -50,6 +50,18 @@ def check_against_reference(op, case, dtype, seed, device="cpu"):
     for name, value in expected.items():
         assert actual[name].dtype == dtype
         assert_near(actual[name].cpu(), value, share, f"{name} of {case}", scales.get(name, 0.0))
+
+
+def check_nonfinite(case, tensors, dtype):
+    """Linear units' output and gradients are NaN and infinite where the reference's are, for
+    tensors that are not all finite."""
+    tensors = converted(tensors, dtype)
+    with backend("reference"):
+        expected = outputs_and_gradients(unit_linear, case, converted(tensors, torch.float64))
+    actual = outputs_and_gradients(unit_linear, case, tensors)
+    assert not all(t.isfinite().all() for t in expected.values())
+    for name, value in expected.items():
+        assert torch.equal(kinds(actual[name]), kinds(value)), f"{name} of {case}"
 
 
 def gradient_scales(case, tensors, expected):

@@ -81,6 +81,30 @@ def test_compiled_linear_layer(name, training, a_backend):
     assert_compiles(layer, torch.randn(5, layer.in_features).double())
 
 
+def test_compiled_linear_units_go_back_in_one_operator():
+    layer = linear_layer("uniform")
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiler = torch._dynamo.backends.common.aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    with backend("cpp"):
+        y = torch.compile(layer, backend=compiler, fullgraph=True)(
+            torch.randn(5, layer.in_features)
+        )
+        y.sum().backward()
+    targets = [
+        [str(n.target) for n in graph.graph.nodes if "bunit_kernels" in str(n.target)]
+        for graph in graphs
+    ]
+    assert targets == [
+        ["bunit_kernels.stacked_unit_linear.default"],
+        ["bunit_kernels.stacked_unit_linear_backward.default"],
+    ]
+
+
 @modes
 def test_compiled_network(training, every_backend):
     net = Net().double().train(training)
@@ -190,6 +214,17 @@ def test_exported_linear_layer(name, training, a_backend):
     program = export(copy.deepcopy(layer), torch.randn(4, layer.in_features).double()).module()
     x = torch.randn(9, layer.in_features).double()
     assert_near(program(x), layer(x), NEAR)
+
+
+@pytest.mark.parametrize("name", LINEARS)
+def test_exported_linear_layer_trains(name, a_backend):
+    layer = linear_layer(name, dtype=torch.float64)
+    x = torch.randn(4, layer.in_features).double()
+    program = export(copy.deepcopy(layer), x).module()
+    expected = results(layer, layer, x)
+    scale = max(g.abs().max().item() for g in expected[1:])
+    for mine, theirs in zip(results(program, program, x), expected, strict=True):
+        assert_near(mine, theirs, NEAR, scale=scale)
 
 
 def test_exported_network_saves_and_loads(tmp_path, a_backend):

@@ -21,7 +21,7 @@ from reference_cases import (
     random_linear,
     smooth,
 )
-from reference_checks import check_against_reference, largest, named_cases
+from reference_checks import check_against_reference, check_nonfinite, largest, named_cases
 from reference_loop import loop
 from reference_runs import (
     conv2d,
@@ -132,6 +132,16 @@ def test_nan_and_infinity_travel(op, layout, value, seed):
         assert_near(actual, expected, share)
 
 
+@pytest.mark.parametrize("name", ["identity", "relu", "leaky_relu"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["x", "grad", "weights"])
+def test_nan_and_infinity_travel_through_linear_units(where, value, name, seed):
+    case = LinearCase(("4-8-4", "1-2-1") * 2, size=(37,), activation=name, out_activation=name)
+    tensors = draw(case, seed)
+    tensors[where][0][3] = value
+    check_nonfinite(case, tensors, torch.float32)
+
+
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("units", [("2-4-2",) * 3, ("1-3-1",) * 2, ("2-4-2", "1-2-3"), ("2-1-2",)])
 @pytest.mark.parametrize("op", [unit_conv2d, unit_conv2d_train], ids=lambda f: f.__name__)
@@ -200,6 +210,41 @@ def test_hybrid_layer_is_one_launch(seed):
     assert len(names) == 1, names
 
 
+@pytest.mark.parametrize("units", [("4-8-4",) * 9, ("1-2-1", "4-8-4", "2-5-3") * 2])
+def test_linear_units_go_back_in_two_launches(units, seed):
+    """One through all levels of all units, and one that adds up what its blocks found."""
+    case = LinearCase(units, size=(70,))
+    tensors = converted(draw(case, seed), torch.float32)
+    with emulator().launches() as names:
+        outputs_and_gradients(unit_linear, case, tensors)
+    forward, backward, total = names
+    assert "unit_forward" in forward
+    assert "unit_linear_backward" in backward and "add_parts" in total
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        LinearCase(("2-3-1", "1-2-2"), size=(4700,)),  # several tiles a block
+        LinearCase("1-2-1", 65, size=(300,)),  # several groups of units
+        LinearCase("1-2-1", 520, size=(300,)),  # tiles of many rows, as there are many groups
+        LinearCase(("1-1", "2-1") * 40, size=(40,)),  # more runs than a launch takes
+        LinearCase("16-32-16", 3, size=(70,)),
+        LinearCase("3-40-2-5", 3, size=(70,), bias=False),
+    ],
+    ids=str,
+)
+def test_linear_units_of_many_rows_and_kinds(case, seed):
+    case = smooth(case)
+    tensors = converted(draw(case, seed, comparable=False), torch.float32)
+    actual = outputs_and_gradients(unit_linear, case, tensors)
+    with backend("torch"):
+        expected = outputs_and_gradients(unit_linear, case, converted(tensors, torch.float64))
+    share = tolerance(torch.float32, case.longest_sum, roundings(case))
+    for name, value in expected.items():
+        assert_near(actual[name], value, share, name)
+
+
 @of_every_conv
 def test_nothing_is_allocated_twice(op, seed):
     """Work lists are built once for a layer and a device."""
@@ -217,6 +262,7 @@ OPCHECKED = (
     (linear, LinearCase("4-8", 3)),
     (unit_conv2d, ConvCase("2-4-2", 3, residual="relu", layout="channels_last")),
     (unit_linear, LinearCase("4-8-4", 3)),
+    (unit_linear, LinearCase(("64-64-64", "1-2-1"), bias=False)),
     (unit_conv2d_train, ConvCase("2-4-2", 3, residual="relu")),
     (unit_conv2d_train, ConvCase("2-4-2", 3, layout="channels_last", stride=2, size=(3, 9, 9))),
 )
@@ -258,6 +304,7 @@ with emulated_cuda():
         (unit_conv2d_train, ConvCase("4-8-4", 2, size=(3, 9, 7), layout="channels_last")),
         (linear, LinearCase("4-8", 5, size=(33,))),
         (unit_linear, LinearCase(("4-8-4", "1-2-1"), size=(33,))),
+        (unit_linear, LinearCase("2-3-2", 40, size=(130,))),
     ):
         tensors = draw(case, norms=op is unit_conv2d_train, comparable=False)
         results += outputs_and_gradients(op, case, converted(tensors, torch.float32)).values()

@@ -16,7 +16,7 @@ from reference_cases import (
     random_linear,
     smooth,
 )
-from reference_checks import check_against_reference, largest, named_cases
+from reference_checks import check_against_reference, check_nonfinite, largest, named_cases
 from reference_loop import loop
 from reference_runs import (
     conv2d,
@@ -100,6 +100,17 @@ def test_activations_cover_their_whole_range(name, dtype, every_backend, seed):
     eps, inner_eps = (torch.finfo(d).eps for d in (dtype, torch.promote_types(dtype, FULL[0])))
     allowed = 4 * eps * expected.abs() + 4 * inner_eps * x.abs()
     assert ((actual.double() - expected).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("name", ["identity", "relu", "leaky_relu"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["x", "grad", "weights"])
+def test_nan_and_infinity_travel_through_linear_units(where, value, name, every_backend, seed):
+    """One row or weight: the same results are not finite as in the loop."""
+    case = LinearCase(("4-8-4", "1-2-1") * 2, size=(37,), activation=name, out_activation=name)
+    tensors = draw(case, seed)
+    tensors[where][0][3] = value
+    check_nonfinite(case, tensors, torch.float32)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -68,7 +68,8 @@ def linear_arguments(name, case, t):
             return (grad, weight, rows)
         case "stacked_linear_grad_weight":
             return (grad, x, list(weight.shape), rows)
-    return (x, t["weights"], t["biases"], rows, case.activation, case.out_activation)
+    whole = (x, t["weights"], t["biases"], rows, case.activation, case.out_activation)
+    return (grad, *whole) if name.endswith("backward") else whole
 
 
 def tensors_for(name, case, dtype=torch.float64):
@@ -111,6 +112,7 @@ OPERATORS = {
     "stacked_linear_grad_weight": (LINEAR_CHECKS, LEVEL_LINEARS),
     "stacked_unit_conv2d": (UNIT_CHECKS, UNIT_CONVS),
     "stacked_unit_linear": (UNIT_LINEAR_CHECKS, UNIT_LINEARS),
+    "stacked_unit_linear_backward": (UNIT_LINEAR_CHECKS, UNIT_LINEARS),
     "stacked_unit_conv2d_train": (UNIT_CHECKS, TRAIN_CONVS),
     "stacked_unit_conv2d_train_backward": (UNIT_CHECKS, TRAIN_CONVS),
 }
@@ -132,8 +134,8 @@ def test_every_operator_is_checked():
     ids=str,
 )  # fmt: skip
 def test_opcheck(name, case, requires_grad):
-    if name.endswith("train_backward") and requires_grad:
-        pytest.skip("has no second derivative: test_training_has_no_second_derivative")
+    if name.endswith("_backward") and requires_grad:
+        pytest.skip("has no derivative: test_training_has_no_second_derivative and others")
     t = tensors_for(name, case)
     args = arguments(name, case, t)
     for tensor in flattened(args):
@@ -242,6 +244,61 @@ def test_training_has_a_second_derivative_by_pytorchs_operators(name):
         assert torch.autograd.gradgradcheck(layer, x, fast_mode=True)
 
 
+@pytest.mark.parametrize("case", SMALL_UNIT_LINEARS, ids=str)
+def test_linear_units_are_differentiable_twice(case, every_backend):
+    """As users call them, and not straight from ``torch.ops``."""
+    t = tensors_for("stacked_unit_linear", case)
+    leaves = [x.detach().requires_grad_() for x in (t["x"][0], *t["weights"], *t["biases"])]
+
+    def function(x, *parameters):
+        depth = len(t["weights"])
+        return unit_linear(
+            case, {**t, "x": [x], "weights": parameters[:depth], "biases": parameters[depth:]}
+        )
+
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+
+def called(run):
+    """Names of our operators that ``run`` calls."""
+    names = []
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "bunit_kernels":
+                names.append(func._opname)
+            return func(*args, **(kwargs or {}))
+
+    with Record():
+        run()
+    return names
+
+
+def test_linear_units_go_back_in_one_operator_unless_the_way_is_recorded():
+    layer = linear_layer("uniform")
+    x = torch.randn(3, 20, requires_grad=True)
+    with backend("cpp"):
+        plain = called(lambda: torch.autograd.grad(layer(x).sum(), x))
+        recorded = called(lambda: torch.autograd.grad(layer(x).sum(), x, create_graph=True))
+    assert plain == ["stacked_unit_linear", "stacked_unit_linear_backward"]
+    level = linear_layer("norm", num_units=5)  # its levels are apart, each followed by a norm
+    with backend("cpp"):
+        names = called(lambda: level(x).sum().backward())
+    assert names == ["stacked_linear"] * 2 + ["stacked_unit_linear_backward"] * 2
+    assert "stacked_unit_linear_backward" not in recorded
+    assert "stacked_linear_grad_input" in recorded
+
+
+def test_the_backward_operator_of_linear_units_has_no_derivative():
+    case = UNIT_LINEAR_CHECKS[0]
+    args = arguments("x_backward", case, tensors_for("stacked_unit_linear", case))
+    grad = args[0].clone().requires_grad_()
+    grad_x, _, _ = ops.stacked_unit_linear_backward(grad, *args[1:])
+    with pytest.raises(RuntimeError, match="has no derivative"):
+        grad_x.sum().backward()
+
+
 # --- FLOPs ---------------------------------------------------------------------------------------
 
 
@@ -294,6 +351,15 @@ def test_flops_of_linear_layers(name):
         count = flops(lambda: layer(x))
     per_row = sum(a * b for u in layer.units for a, b in zip(u.widths, u.widths[1:], strict=False))
     assert count == 2 * 7 * per_row
+
+
+@pytest.mark.parametrize("name", [n for n in LINEAR_LAYERS if "norm" not in n])
+def test_flops_of_a_training_step_of_linear_layers(name):
+    """What the backward pass recomputes is not counted."""
+    layer = linear_layer(name)
+    x = torch.randn(7, layer.in_features, requires_grad=True)
+    with backend("cpp"):
+        assert flops(lambda: layer(x).sum().backward()) == 3 * flops(lambda: layer(x))
 
 
 def test_flops_of_one_known_unit():

@@ -43,7 +43,7 @@ def assert_near(
     ``scale``, where that is larger)."""
     assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)}, {tuple(expected.shape)}"
     actual, expected = actual.detach().double(), expected.detach().double()
-    assert torch.equal(_kinds(actual), _kinds(expected)), f"{what}: NaN or infinity elsewhere"
+    assert torch.equal(kinds(actual), kinds(expected)), f"{what}: NaN or infinity elsewhere"
     finite = expected.isfinite()
     if finite.any():
         error = (actual[finite] - expected[finite]).abs().max().item()
@@ -51,6 +51,6 @@ def assert_near(
         assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"
 
 
-def _kinds(x: Tensor) -> Tensor:
+def kinds(x: Tensor) -> Tensor:
     """0 for a finite value, 1 and 2 for the infinities, 3 for NaN."""
     return x.isposinf() + 2 * x.isneginf() + 3 * x.isnan()

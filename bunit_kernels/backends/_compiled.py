@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..layout import linear_rows
 from ..ops.unit_conv2d_train import unit_conv2d_train
+from ..ops.unit_linear import unit_linear
 from .base import BatchStats
 
 
@@ -28,8 +29,8 @@ class Compiled:
         )  # fmt: skip
 
     def unit_linear(self, x, weights, biases, layout, activations):
-        return self.ops.stacked_unit_linear(
-            x, weights, biases, linear_rows(layout), activations.hidden, activations.out
+        return unit_linear(
+            self.ops, x, weights, biases, linear_rows(layout), activations.hidden, activations.out
         )
 
     def unit_conv2d_train(self, x, weights, gammas, betas, geometry, activations, eps, residual):

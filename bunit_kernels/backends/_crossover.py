@@ -1,8 +1,9 @@
 """Where ``auto`` leaves a call to PyTorch's own operators.
 
 CPU: one table, the width of units (the widest level's narrower side) from which PyTorch is at least
-as fast. Measured with ``python bench/crossover.py`` on a core of an AMD EPYC (Zen 5, AVX-512),
-torch 2.13.0 (CPU build), float32, 2026-11-24.
+as fast. Measured with ``python bench/crossover.py``, torch 2.13.0 (CPU build), float32:
+convolutions on a core of an AMD EPYC (Zen 5, AVX-512), 2026-11-24; linear units on a core of an
+Intel Xeon (model 167, AVX-512) that other jobs were using, too, 2026-11-25.
 
 CUDA: one width, by arithmetic and not measured: our kernels run on the plain FMA units, and a
 convolution on tensor cores pays once its tiles of 16 channels are full.
@@ -43,10 +44,10 @@ CONVOLUTIONS = {
 }
 #: (operation, whether a gradient may follow) -> width
 LINEARS = {
-    ("linear", False): 1,
-    ("linear", True): 1,
-    ("unit_linear", False): 4,
-    ("unit_linear", True): 1,
+    ("linear", False): 32,
+    ("linear", True): 16,
+    ("unit_linear", False): 64,
+    ("unit_linear", True): 32,
 }
 CUDA_FROM_WIDTH = 16
 

@@ -1,12 +1,16 @@
 """``stacked_linear``: one block-diagonal linear level of all units, and its gradients.
 
-As with ``stacked_conv2d``, the gradients' own gradients are these three operators again.
+As with ``stacked_conv2d``, the gradients' own gradients are these three operators again. Where none
+are wanted, the backward operator of whole units (unit_linear.py) makes all gradients of a level in
+one pass.
 """
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
+
+import torch
 
 from ._activation_grad import activation_grad, needs_input
 from ._operator import Operator
@@ -42,6 +46,12 @@ def _grad_forward(ops, ctx, grad):
     grad = activation_grad(ctx.activation, grad, saved)
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     grad_x = grad_weight = grad_bias = None
+    if (need_weight or need_bias) and not torch.is_grad_enabled():
+        biases = [] if bias is None else [bias]
+        grad_x, (grad_weight,), grad_biases = ops.stacked_unit_linear_backward(
+            grad, x, [weight], biases, ctx.units, "identity", "identity"
+        )
+        return grad_x, grad_weight, grad_biases[0] if biases else None, None, None
     if need_x:
         grad_x = ops.stacked_linear_grad_input(grad, weight, ctx.units)
     if need_weight or need_bias:

@@ -1,12 +1,19 @@
-"""``stacked_unit_linear``: all levels of linear units in one launch.
+"""``stacked_unit_linear``: all levels of linear units in one launch, and their backward pass in
+another.
 
-The backward pass recomputes the hidden activations level by level, so that nothing but the input
-is kept for it.
+Nothing but the input is kept for the backward pass, which recomputes the hidden activations: inside
+``stacked_unit_linear_backward``, unless a graph of the backward pass itself is recorded
+(``create_graph=True``). Then it is made of level operators, whose gradients are level operators
+again. So whatever can be differentiated was recorded as such, and the fused operator needs no
+derivative: without grad mode nothing that a backward pass computes can be differentiated, be it
+fused or not. Compilers trace a backward pass without grad mode, too, and find the fused operator.
 """
 
 from __future__ import annotations
 
 import math
+
+import torch
 
 from ..activations import activate
 from ._activation_grad import activation_grad, needs_input
@@ -15,24 +22,40 @@ from ._shapes import linear_level, linear_rows
 from .linear import unit_flops
 
 
-def _fake(x, weights, biases, units, activation, out_activation):
+def _fake_forward(x, weights, biases, units, activation, out_activation):
     depth = len(weights)
     channels = sum(count * widths[-1] for count, widths in linear_rows(units, depth))
     return x.new_empty((*x.shape[:-1], channels))
 
 
+def _fake_backward(grad, x, weights, biases, units, activation, out_activation):
+    return (
+        x.new_empty(x.shape),
+        [w.new_empty(w.shape) for w in weights],
+        [x.new_empty(b.shape) for b in biases],
+    )
+
+
 def _save(ctx, inputs, output):
-    x, weights, biases, ctx.units, ctx.activation, ctx.out_activation = inputs
+    x, weights, biases, *ctx.config = inputs
     ctx.depth = len(weights)
     ctx.save_for_backward(x, *weights, *biases)
 
 
 def _backward(ops, ctx, grad):
-    depth = ctx.depth
     x, *parameters = ctx.saved_tensors
-    weights, biases = parameters[:depth], parameters[depth:]
-    rows = [linear_level(ctx.units, depth, i) for i in range(depth)]
-    names = [ctx.activation] * (depth - 1) + [ctx.out_activation]
+    arguments = (grad, x, parameters[: ctx.depth], parameters[ctx.depth :], *ctx.config)
+    if torch.is_grad_enabled():
+        gradients = _backward_by_level(ops, *arguments)
+    else:
+        gradients = ops.stacked_unit_linear_backward(*arguments)
+    return *gradients, None, None, None
+
+
+def _backward_by_level(ops, grad, x, weights, biases, units, activation, out_activation):
+    depth = len(weights)
+    rows = [linear_level(units, depth, i) for i in range(depth)]
+    names = [activation] * (depth - 1) + [out_activation]
 
     inputs, saved = [x], []
     for i in range(depth):
@@ -50,14 +73,61 @@ def _backward(ops, ctx, grad):
         )
         if biases:
             grad_biases[i] = grad_bias
-        if i > 0 or ctx.needs_input_grad[0]:
-            grad = ops.stacked_linear_grad_input(grad, weights[i], rows[i])
-    grad_x = grad if ctx.needs_input_grad[0] else None
-    return grad_x, grad_weights, grad_biases, None, None, None
+        grad = ops.stacked_linear_grad_input(grad, weights[i], rows[i])
+    return grad, grad_weights, grad_biases
 
 
-def _flops(x_shape, weight_shapes, bias_shapes, units, *args, **kwargs):
+class _Eager(torch.autograd.Function):
+    """The same gradient for eager calls: what ``register_autograd`` does to lists of tensors takes
+    longer than the kernels of a small layer."""
+
+    @staticmethod
+    def forward(ctx, ops, config, depth, x, *parameters):
+        ctx.ops = ops
+        inputs = (x, parameters[:depth], parameters[depth:], *config)
+        y = ops.stacked_unit_linear(*inputs)
+        _save(ctx, inputs, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_x, grad_weights, grad_biases, *_ = _backward(ctx.ops, ctx, grad)
+        return None, None, None, grad_x, *grad_weights, *grad_biases
+
+
+def unit_linear(ops, x, weights, biases, *config):
+    """The operator of namespace ``ops``."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return ops.stacked_unit_linear(x, weights, biases, *config)
+    return _Eager.apply(ops, config, len(weights), x, *weights, *biases)
+
+
+def _save_nothing(ctx, inputs, output):
+    pass
+
+
+def _no_derivative(ops, ctx, *grads):
+    raise RuntimeError(
+        "stacked_unit_linear_backward has no derivative: stacked_unit_linear records level "
+        "operators in its place where one is wanted (create_graph=True)"
+    )
+
+
+def _flops_forward(x_shape, weight_shapes, bias_shapes, units, *args, **kwargs):
     return unit_flops(units, len(weight_shapes), math.prod(x_shape[:-1]))
 
 
-OPERATORS = (Operator("stacked_unit_linear", _fake, _save, _backward, _flops),)
+def _flops_backward(grad_shape, x_shape, weight_shapes, bias_shapes, units, *args, **kwargs):
+    return 2 * unit_flops(units, len(weight_shapes), math.prod(x_shape[:-1]))
+
+
+OPERATORS = (
+    Operator("stacked_unit_linear", _fake_forward, _save, _backward, _flops_forward),
+    Operator(
+        "stacked_unit_linear_backward",
+        _fake_backward,
+        _save_nothing,
+        _no_derivative,
+        _flops_backward,
+    ),
+)

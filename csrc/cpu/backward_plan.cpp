@@ -179,24 +179,6 @@ void BackwardPlan::pack(const Stack& stack, const Tensor& weight, int64_t dilati
   }
 }
 
-namespace {
-
-template <class T>
-void sum_parts(const std::vector<T>& parts, Tensor& out) {
-  const int64_t size = out.numel();
-  const Narrowed sums(out);
-  const int64_t count = size == 0 ? 0 : int64_t(parts.size()) / size;
-  for_each_item((size + 1023) / 1024, [&](int64_t item) {
-    for (int64_t i = item * 1024; i < std::min(size, (item + 1) * 1024); ++i) {
-      double total = 0;
-      for (int64_t part = 0; part < count; ++part) total += double(parts[size_t(part * size + i)]);
-      sums.set(i, total);
-    }
-  });
-}
-
-}  // namespace
-
 template <class T>
 void BackwardPlan::run_typed(const BackwardCall& whole, Tensor* grad_weight, Tensor* grad_bias,
                              std::vector<double>* in_sums) const {
@@ -238,8 +220,8 @@ void BackwardPlan::run_typed(const BackwardCall& whole, Tensor* grad_weight, Ten
     });
   }
   if (grad_weight) {
-    sum_parts(weight_sums, *grad_weight);
-    sum_parts(bias_sums, *grad_bias);
+    sum_parts(weight_sums.data(), count, weight_size_, *grad_weight);
+    sum_parts(bias_sums.data(), count, whole.grad.c, *grad_bias);
   }
   if (in_sums) {
     in_sums->assign(size_t(whole.x.c * 2), 0.0);

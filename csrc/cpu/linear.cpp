@@ -1,4 +1,5 @@
-// Linear units: 1x1 convolutions over rows, [..., C] seen as a channels_last image [1, C, rows, 1].
+// Linear units over rows, [..., C] seen as a channels_last image [1, C, rows, 1]. The gradients of
+// one level are those of a 1x1 convolution.
 
 #include <torch/csrc/stable/library.h>
 
@@ -8,7 +9,7 @@
 #include <vector>
 
 #include "backward_plan.h"
-#include "forward_plan.h"
+#include "linear_plan.h"
 
 namespace bunit {
 namespace {
@@ -28,23 +29,25 @@ Image checked_rows(const Tensor& x, int64_t channels) {
   return rows_of(x);
 }
 
-Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
-           const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
-           const ConvOptions& options) {
-  const Stack stack = Stack::linear(units, int64_t(weights.size()));
-  const Tensor x = dense(input);
-  const Image in = checked_rows(x, stack.channels[0]);
+void check_parameters(const Stack& stack, const Tensor& x, const std::vector<Tensor>& weights,
+                      const std::vector<Tensor>& biases) {
   for (size_t l = 0; l < weights.size(); ++l) {
     STD_TORCH_CHECK(weights[l].numel() == stack.weight_sizes[l] &&
                         weights[l].scalar_type() == x.scalar_type() &&
                         (biases.empty() || biases[l].numel() == stack.channels[l + 1]),
                     "weight or bias of level ", l + 1, " does not fit the units");
   }
+}
+
+Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
+           const std::vector<Tensor>& biases, const std::vector<int64_t>& units, Activation hidden,
+           Activation out) {
+  const Stack stack = Stack::linear(units, int64_t(weights.size()));
+  const Tensor x = dense(input);
+  const Image in = checked_rows(x, stack.channels[0]);
+  check_parameters(stack, x, weights, biases);
   const Tensor y = new_output(x, with_channels(x, stack.channels[stack.depth]), false);
-  if (in.h > 0) {
-    ForwardPlan(stack, in, weights, biases, options)
-        .run(in, rows_of(y), {}, {}, Activation::identity, nullptr);
-  }
+  if (in.h > 0) LinearPlan(stack, in, weights, biases, hidden, out).forward(in, rows_of(y));
   return y;
 }
 
@@ -52,14 +55,38 @@ Tensor stacked_linear(const Tensor& x, const Tensor& weight, const std::optional
                       const std::vector<int64_t>& units, const std::string& activation) {
   std::vector<Tensor> biases;
   if (bias) biases.push_back(*bias);
-  return run(x, {weight}, biases, units, {.out = activation_of(activation)});
+  return run(x, {weight}, biases, units, Activation::identity, activation_of(activation));
 }
 
 Tensor stacked_unit_linear(const Tensor& x, const std::vector<Tensor>& weights,
                            const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
                            const std::string& activation, const std::string& out_activation) {
-  return run(x, weights, biases, units,
-             {.hidden = activation_of(activation), .out = activation_of(out_activation)});
+  return run(x, weights, biases, units, activation_of(activation), activation_of(out_activation));
+}
+
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear_backward(
+    const Tensor& gradient, const Tensor& input, const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
+    const std::string& activation, const std::string& out_activation) {
+  const Stack stack = Stack::linear(units, int64_t(weights.size()));
+  const Tensor grad = dense(gradient), x = dense(input);
+  const Image out = checked_rows(grad, stack.channels[stack.depth]);
+  const Image in = checked_rows(x, stack.channels[0]);
+  check_parameters(stack, x, weights, biases);
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && out.h == in.h,
+                  "the output's gradient does not fit the input");
+  const Tensor grad_x = new_output(x, x.sizes().vec(), false);
+  std::vector<Tensor> grad_weights, grad_biases;
+  for (const Tensor& w : weights) grad_weights.push_back(new_output(w, w.sizes().vec(), false));
+  for (const Tensor& b : biases) grad_biases.push_back(new_output(x, b.sizes().vec(), false));
+  if (in.h > 0) {
+    LinearPlan(stack, in, weights, biases, activation_of(activation), activation_of(out_activation))
+        .backward(in, out, rows_of(grad_x), grad_weights, grad_biases);
+  } else {
+    for (Tensor& g : grad_weights) torch::stable::zero_(g);
+    for (Tensor& g : grad_biases) torch::stable::zero_(g);
+  }
+  return {grad_x, grad_weights, grad_biases};
 }
 
 Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
@@ -103,6 +130,7 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
 STABLE_TORCH_LIBRARY_IMPL(bunit_kernels, CPU, m) {
   m.impl("stacked_linear", TORCH_BOX(&bunit::stacked_linear));
   m.impl("stacked_unit_linear", TORCH_BOX(&bunit::stacked_unit_linear));
+  m.impl("stacked_unit_linear_backward", TORCH_BOX(&bunit::stacked_unit_linear_backward));
   m.impl("stacked_linear_grad_input", TORCH_BOX(&bunit::stacked_linear_grad_input));
   m.impl("stacked_linear_grad_weight", TORCH_BOX(&bunit::stacked_linear_grad_weight));
 }

@@ -200,6 +200,21 @@ T* pack_weights(const Values<T>& weight, const Unit& unit, int level, T* out) {
   return out;
 }
 
+// Adds up `count` parts in their order, `step` elements from one to the next.
+template <class T>
+void sum_parts(const T* parts, int64_t count, int64_t step, Tensor& out) {
+  constexpr int64_t kElements = 4096;
+  const int64_t size = out.numel();
+  const Narrowed sums(out);
+  for_each_item((size + kElements - 1) / kElements, [&](int64_t item) {
+    for (int64_t i = item * kElements; i < std::min(size, (item + 1) * kElements); ++i) {
+      double total = 0;
+      for (int64_t part = 0; part < count; ++part) total += double(parts[part * step + i]);
+      sums.set(i, total);
+    }
+  });
+}
+
 // Parts [n * segments][channels] merged in their order, so that the result does not depend on the
 // number of threads (Chan, Golub and LeVeque's update of mean and squared distances).
 inline std::vector<Moments> merge_moments(const std::vector<Moments>& parts, int64_t channels) {

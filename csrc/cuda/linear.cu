@@ -1,12 +1,15 @@
-// Operators on linear units: 1x1 convolutions over rows, a whole unit fused as any other.
+// Operators on linear units: 1x1 convolutions over rows, a whole unit fused as any other; its
+// backward pass has a kernel of its own.
 
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
+#include "cuda/activate.h"
 #include "cuda/level_conv.h"
 #include "cuda/level_grad_weight.h"
 #include "cuda/unit_forward.h"
+#include "cuda/unit_linear_backward.h"
 
 namespace bunit::gpu {
 namespace {
@@ -23,6 +26,44 @@ void check_rows(const Tensor& x, int64_t channels) {
                   " features in the last dimension");
 }
 
+// Weights and biases of a stack's levels, dense and of the rows' dtype; fills the pointers.
+std::vector<Tensor> dense_parameters(const Stack& stack, const Tensor& x,
+                                     const std::vector<Tensor>& weights,
+                                     const std::vector<Tensor>& biases, const void** weight_data,
+                                     const void** bias_data) {
+  std::vector<Tensor> held;
+  for (size_t l = 0; l < weights.size(); ++l) {
+    STD_TORCH_CHECK(weights[l].numel() == stack.weight_sizes[l] &&
+                        weights[l].scalar_type() == x.scalar_type() &&
+                        (biases.empty() || biases[l].numel() == stack.channels[l + 1]),
+                    "weight or bias of level ", l + 1, " does not fit the units");
+    held.push_back(dense(weights[l]));
+    weight_data[l] = held.back().const_data_ptr();
+    if (biases.empty()) continue;
+    held.push_back(with_dtype(biases[l], x.scalar_type()));
+    bias_data[l] = held.back().const_data_ptr();
+  }
+  return held;
+}
+
+// One level's output from its input or, `transposed`, the gradient of its input from that of its
+// output.
+Tensor run_level(const Stack& stack, int l, const Tensor& from, const void* weight,
+                 const void* bias, Activation out, bool transposed, cudaStream_t stream) {
+  const int64_t channels = stack.channels[transposed ? l : l + 1];
+  const Tensor to = new_like(from, with_channels(from, channels), false);
+  LevelConvCall level{};
+  level.x.view = rows_of(from);
+  level.y = rows_of(to);
+  level.weight = weight;
+  level.bias = bias;
+  level.stride = level.dilation = 1;
+  level.out = out;
+  level.transposed = transposed;
+  level_conv(stack, l, level, from, stream);
+  return to;
+}
+
 Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
            const std::vector<Tensor>& biases, const std::vector<int64_t>& units, Activation hidden,
            Activation out) {
@@ -34,18 +75,8 @@ Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
   call.stride = call.dilation = 1;
   call.hidden = hidden;
   call.out = out;
-  std::vector<Tensor> held;
-  for (size_t l = 0; l < weights.size(); ++l) {
-    STD_TORCH_CHECK(weights[l].numel() == stack.weight_sizes[l] &&
-                        weights[l].scalar_type() == x.scalar_type() &&
-                        (biases.empty() || biases[l].numel() == stack.channels[l + 1]),
-                    "weight or bias of level ", l + 1, " does not fit the units");
-    held.push_back(dense(weights[l]));
-    call.weights[l] = held.back().const_data_ptr();
-    if (biases.empty()) continue;
-    held.push_back(with_dtype(biases[l], x.scalar_type()));
-    call.biases[l] = held.back().const_data_ptr();
-  }
+  const std::vector<Tensor> held =
+      dense_parameters(stack, x, weights, biases, call.weights, call.biases);
   Tensor y = new_like(x, with_channels(x, stack.channels[stack.depth]), false);
   if (y.numel() == 0) return y;
   const OnDevice device(x);
@@ -53,20 +84,11 @@ Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
   call.y = rows_of(y);
   if (unit_forward(stack, call, x, device.stream())) return y;
 
-  // Units too wide for shared memory: level by level.
-  Tensor in = x;
+  // Units too wide for shared memory.
+  y = x;
   for (int l = 0; l < call.depth; ++l) {
-    const bool last = l == call.depth - 1;
-    const Tensor to = last ? y : new_like(x, with_channels(x, stack.channels[l + 1]), false);
-    LevelConvCall level{};
-    level.x.view = rows_of(in);
-    level.y = rows_of(to);
-    level.weight = call.weights[l];
-    level.bias = call.biases[l];
-    level.stride = level.dilation = 1;
-    level.out = last ? out : hidden;
-    level_conv(stack, l, level, x, device.stream());
-    in = to;
+    y = run_level(stack, l, y, call.weights[l], call.biases[l], l == call.depth - 1 ? out : hidden,
+                  false, device.stream());
   }
   return y;
 }
@@ -92,17 +114,19 @@ Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
   STD_TORCH_CHECK(
       weight.numel() == stack.weight_sizes[0] && weight.scalar_type() == grad.scalar_type(),
       "the weight does not fit the units or the gradient's dtype");
-  Tensor grad_x = new_like(grad, with_channels(grad, stack.channels[0]), false);
-  if (grad_x.numel() == 0) return grad_x;
+  if (grad.numel() == 0) return new_like(grad, with_channels(grad, stack.channels[0]), false);
   const OnDevice device(grad);
-  LevelConvCall call{};
-  call.x.view = rows_of(grad);
-  call.y = rows_of(grad_x);
-  call.weight = dense_weight.const_data_ptr();
+  return run_level(stack, 0, grad, dense_weight.const_data_ptr(), nullptr, Activation::identity,
+                   true, device.stream());
+}
+
+void run_level_grad_weight(const Stack& stack, int l, const Tensor& grad, const Tensor& x,
+                           Tensor& grad_weight, Tensor& grad_bias, cudaStream_t stream) {
+  LevelGradWeightCall call{};
+  call.x.view = rows_of(x);
+  call.grad.view = rows_of(grad);
   call.stride = call.dilation = 1;
-  call.transposed = true;
-  level_conv(stack, 0, call, grad, device.stream());
-  return grad_x;
+  level_grad_weight(stack, l, call, x, grad_weight, grad_bias, stream);
 }
 
 std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, const Tensor& input,
@@ -118,20 +142,88 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
       grad_weight.numel() == stack.weight_sizes[0] && grad.scalar_type() == x.scalar_type(),
       "the weight's shape or the gradient's dtype does not fit");
   const OnDevice device(x);
-  LevelGradWeightCall call{};
-  call.x.view = rows_of(x);
-  call.grad.view = rows_of(grad);
-  call.stride = call.dilation = 1;
-  level_grad_weight(stack, 0, call, x, grad_weight, grad_bias, device.stream());
+  run_level_grad_weight(stack, 0, grad, x, grad_weight, grad_bias, device.stream());
   return {grad_weight, grad_bias};
 }
 
+// Units too wide for shared memory, level by level; the gradient of x.
+Tensor backward_by_level(const Stack& stack, const UnitLinearBackwardCall& call, Tensor grad,
+                         const Tensor& x, std::vector<Tensor>& grad_weights,
+                         std::vector<Tensor>& grad_biases, cudaStream_t stream) {
+  const int last = stack.depth - 1;
+  std::vector<Tensor> inputs{x}, pre_activations;
+  for (int l = 0; l < last || (l == last && call.out != Activation::identity); ++l) {
+    const Tensor z = run_level(stack, l, inputs.back(), call.weights[l], call.biases[l],
+                               Activation::identity, false, stream);
+    pre_activations.push_back(z);
+    if (l == last) break;
+    Tensor y = new_like(z, z.sizes().vec(), false);
+    activate(call.hidden, z, y, stream);
+    inputs.push_back(y);
+  }
+  for (int l = last; l >= 0; --l) {
+    const Activation name = l == last ? call.out : call.hidden;
+    if (name != Activation::identity) {
+      Tensor before = new_like(grad, grad.sizes().vec(), false);
+      activation_grad(name, pre_activations[size_t(l)], grad, before, stream);
+      grad = before;
+    }
+    Tensor grad_bias =
+        grad_biases.empty() ? new_like(x, {stack.channels[l + 1]}, false) : grad_biases[size_t(l)];
+    run_level_grad_weight(stack, l, grad, inputs[size_t(l)], grad_weights[size_t(l)], grad_bias,
+                          stream);
+    grad = run_level(stack, l, grad, call.weights[l], nullptr, Activation::identity, true, stream);
+  }
+  return grad;
+}
+
 }  // namespace
+
+// Not of this file alone: tests/emulation/operators.cpp calls it past the dispatcher.
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear_backward(
+    const Tensor& gradient, const Tensor& input, const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
+    const std::string& activation, const std::string& out_activation) {
+  const Stack stack = Stack::linear(units, int64_t(weights.size()));
+  const Tensor grad = dense(gradient), x = dense(input);
+  check_rows(grad, stack.channels[stack.depth]);
+  check_rows(x, stack.channels[0]);
+  const int64_t rows = x.numel() / stack.channels[0];
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && rows < (int64_t(1) << 31) &&
+                      grad.numel() == rows * stack.channels[stack.depth],
+                  "the output's gradient does not fit the input, or more than 2^31 rows");
+  UnitLinearBackwardCall call{};
+  call.rows = int(rows);
+  call.depth = stack.depth;
+  call.hidden = activation_of(activation);
+  call.out = activation_of(out_activation);
+  const std::vector<Tensor> held =
+      dense_parameters(stack, x, weights, biases, call.weights, call.biases);
+  Tensor grad_x = new_like(x, x.sizes().vec(), false);
+  std::vector<Tensor> grad_weights, grad_biases;
+  for (const Tensor& w : weights) grad_weights.push_back(new_like(w, w.sizes().vec(), false));
+  for (const Tensor& b : biases) grad_biases.push_back(new_like(x, b.sizes().vec(), false));
+  if (rows == 0) {
+    for (Tensor& g : grad_weights) torch::stable::zero_(g);
+    for (Tensor& g : grad_biases) torch::stable::zero_(g);
+    return {grad_x, grad_weights, grad_biases};
+  }
+  const OnDevice device(x);
+  call.x = {x.const_data_ptr(), int(stack.channels[0])};
+  call.grad = {grad.const_data_ptr(), int(stack.channels[stack.depth])};
+  call.grad_x = {grad_x.const_data_ptr(), int(stack.channels[0])};
+  if (!unit_linear_backward(stack, call, x, grad_weights, grad_biases, device.stream())) {
+    grad_x = backward_by_level(stack, call, grad, x, grad_weights, grad_biases, device.stream());
+  }
+  return {grad_x, grad_weights, grad_biases};
+}
+
 }  // namespace bunit::gpu
 
 BUNIT_LIBRARY_IMPL(m) {
   m.impl("stacked_linear", TORCH_BOX(&bunit::gpu::stacked_linear));
   m.impl("stacked_unit_linear", TORCH_BOX(&bunit::gpu::stacked_unit_linear));
+  m.impl("stacked_unit_linear_backward", TORCH_BOX(&bunit::gpu::stacked_unit_linear_backward));
   m.impl("stacked_linear_grad_input", TORCH_BOX(&bunit::gpu::stacked_linear_grad_input));
   m.impl("stacked_linear_grad_weight", TORCH_BOX(&bunit::gpu::stacked_linear_grad_weight));
 }

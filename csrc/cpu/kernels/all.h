@@ -5,6 +5,7 @@
 #include "backward.h"
 #include "elementwise.h"
 #include "forward.h"
+#include "linear.h"
 #include "table.h"
 
 namespace bunit {
@@ -17,6 +18,7 @@ const Kernels BUNIT_TABLE = {
     BUNIT_VECTOR_BYTES,
     {&BUNIT_ISA::forward_item<float>, &BUNIT_ISA::forward_item<double>},
     {&BUNIT_ISA::backward_item<float>, &BUNIT_ISA::backward_item<double>},
+    {&BUNIT_ISA::linear_item<float>, &BUNIT_ISA::linear_item<double>},
     {&BUNIT_ISA::affine_item<float>, &BUNIT_ISA::affine_item<double>},
     {&BUNIT_ISA::reduce_item<float>, &BUNIT_ISA::reduce_item<double>},
 };

@@ -153,4 +153,30 @@ struct ReduceCall {
   double* sums;
 };
 
+// One linear unit: parameters lie as the operators take them.
+struct LinearUnit {
+  int widths[kLevels + 1];
+  int64_t in_channel, out_channel;
+  int64_t weights[kLevels], biases[kLevels];  // first elements of the unit in those of its levels
+};
+
+// Rows of features through linear units, [rows, C] seen as an image [1, C, rows, 1], and back.
+struct LinearCall {
+  Image x;
+  Image y;       // the output, or its gradient
+  Image grad_x;  // no data: forward
+  int depth;
+  Activation hidden, out;
+  const LinearUnit* units;
+  const void* weights[kLevels];       // T, of all units
+  const void* biases[kLevels];        // the same, or null
+  int64_t in_channels, out_channels;  // of the units that an item takes, at most
+  int64_t part;                       // rows an item takes
+  int64_t block;                      // rows whose planes stay in the cache
+  int64_t plane;                      // elements from one plane to the next: a block and more
+  void* sums;                         // T [part][sums_size]: gradients of parameters
+  int64_t sums_size;
+  int64_t weight_sums[kLevels], bias_sums[kLevels];  // where a level's begin
+};
+
 }  // namespace bunit

@@ -1,0 +1,33 @@
+// Backward pass of whole linear units: all levels of all units in one launch, and one that adds up
+// what its blocks found for the parameters.
+#pragma once
+
+#include <vector>
+
+#include "cuda/launch.h"
+#include "cuda/runs.h"
+
+namespace bunit::gpu {
+
+// [rows, channels], dense.
+struct Rows {
+  const void* data;
+  int channels;
+};
+
+struct UnitLinearBackwardCall {
+  Rows x, grad, grad_x;
+  int rows, depth;
+  const void* weights[kMaxDepth];  // of the rows' dtype, as the operators take them
+  const void* biases[kMaxDepth];   // the same, or null
+  Activation hidden, out;
+};
+
+// Whether it ran: units too wide for shared memory do not fit. Fills `call.grad_x` and
+// `grad_weights` and `grad_biases` (empty, or one a level), from sums in a fixed order; `x` has the
+// rows' dtype and device.
+bool unit_linear_backward(const Stack& stack, const UnitLinearBackwardCall& call, const Tensor& x,
+                          std::vector<Tensor>& grad_weights, std::vector<Tensor>& grad_biases,
+                          cudaStream_t stream);
+
+}  // namespace bunit::gpu
