@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
   call.x.view = rows_of(x);
   call.grad.view = rows_of(grad);
   call.stride = call.dilation = 1;
-  level_grad_weight(stack, 0, call, x, grad_weight, grad_bias, device.stream());
+  level_grad_weight(stack, 0, call, x, grad_weight, &grad_bias, device.stream());
   return {grad_weight, grad_bias};
 }
 
