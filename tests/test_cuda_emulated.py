@@ -76,6 +76,40 @@ def test_outputs_and_gradients_at_low_precision(op, case, dtype, seed):
     check_against_reference(op, smooth(case), dtype, seed)
 
 
+#: What takes other ways through the kernels than most: several tiles a block on a small device,
+#: images of dense 16 bytes, units or reaches too large for shared memory.
+SPECIAL = (
+    ConvCase("2-4-2", 4, size=(3, 8, 8), residual="relu"),
+    ConvCase("2-4-2", 4, size=(3, 8, 8), layout="channels_last", grad_layout="channels_last"),
+    ConvCase("2-4-8", 2, size=(2, 9, 7), layout="channels_last", grad_layout="channels_last"),
+    ConvCase("1-2-3", 11, size=(4, 3, 3), layout="channels_last", grad_layout="channels_last"),
+    ConvCase(("4-8-4", "2-1-3:k5"), size=(9, 17, 13), residual="identity"),
+    ConvCase("1-2-1", 1, size=(3, 70, 37), kernel_size=5, dilation=2),
+    ConvCase("8-16-8", 1, size=(9, 9, 11), layout="channels_last", residual="relu"),
+    ConvCase("2-4-3", 2, size=(9, 21, 19), stride=2),
+    ConvCase("3-6-5", 1, size=(4, 15, 13), kernel_size=2, padding=1),
+    ConvCase("2-48-48", 1, size=(12, 3, 3)),
+    ConvCase("2-2-4", 2, size=(12, 4, 4), dilation=40),
+)
+
+
+@pytest.mark.parametrize("processors", ["1", "132"])
+@pytest.mark.parametrize("case", SPECIAL, ids=str)
+def test_several_tiles_a_block_and_wide_units(case, processors, seed, monkeypatch):
+    monkeypatch.setenv("BUNIT_EMULATION_PROCESSORS", processors)
+    case = replace(case, bias=False)
+    check_against_reference(unit_conv2d_train, case, torch.float32, seed)
+    check_against_reference(unit_conv2d_train, smooth(case), torch.bfloat16, seed)
+
+
+@pytest.mark.parametrize("units", ["4-9", "10-3:k5", "24-20", "2-4"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_weight_gradients_of_several_tiles_a_block(units, stride, seed, monkeypatch):
+    monkeypatch.setenv("BUNIT_EMULATION_PROCESSORS", "1")
+    case = ConvCase((units, "1-1"), size=(7, 24, 21), stride=stride)
+    check_against_reference(conv2d, case, torch.float32, seed)
+
+
 @pytest.mark.parametrize("index", range(60))
 @of_every_conv
 def test_random_convolutions(op, index, seed, unwritten_is_nan):
@@ -243,6 +277,20 @@ def test_linear_units_of_many_rows_and_kinds(case, seed):
     share = tolerance(torch.float32, case.longest_sum, roundings(case))
     for name, value in expected.items():
         assert_near(actual[name], value, share, name)
+
+
+def test_launches_of_a_training_step(seed):
+    """A level forward: its convolution, its statistics; at the end the last norm. Backward: sums
+    for the last norm in two launches; a level: both its gradients and the sums for the norm before
+    it, in two."""
+    case = ConvCase(HYBRID, size=(3, 9, 9), residual="relu", bias=False)
+    tensors = converted(draw(case, seed, norms=True), torch.float32)
+    with emulator().launches() as forward:
+        unit_conv2d_train(case, tensors)
+    with emulator().launches() as both:
+        outputs_and_gradients(unit_conv2d_train, case, tensors)
+    assert len(forward) == 2 * 2 + 1, forward
+    assert len(both) - len(forward) == 2 + 2 * 2, both
 
 
 @of_every_conv

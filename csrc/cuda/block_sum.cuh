@@ -1,4 +1,4 @@
-// Sums over the threads of a block, in a fixed order.
+// Sums over the threads of a block or warp, in a fixed order.
 #pragma once
 
 #include "cuda/portable.h"
@@ -32,5 +32,38 @@ __device__ void block_sum(float (&values)[Values], float* shared) {
     values[v] = total;
   }
 }
+
+// What a lane holds after `warp_spread`: sums of values [first, first + count).
+struct Spread {
+  int first, count;
+};
+
+// Adds up each of `Values` numbers over the lanes of a warp, the sums spread over the lanes: lanes
+// 16, 8, ... apart swap half of what they hold, so that 36 sums take 37 shuffles and not 180. All
+// lanes of the warp take part.
+template <int Values, int Bit = 16>
+__device__ __forceinline__ Spread warp_spread(float* values, Spread held = {0, Values}) {
+  if constexpr (Bit == 0) {
+    return held;
+  } else {
+    constexpr int kHalf = (Values + 1) / 2;
+    const bool upper = (int(threadIdx.x) & Bit) != 0;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const float low = values[i], high = i + kHalf < Values ? values[i + kHalf] : 0.f;
+      values[i] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, Bit);
+    }
+    if (upper) {
+      held = {held.first + kHalf, max(held.count - kHalf, 0)};
+    } else {
+      held.count = min(held.count, kHalf);
+    }
+    return warp_spread<kHalf, Bit / 2>(values, held);
+  }
+}
+
+// How many sums a lane may hold after it.
+template <int Values>
+constexpr int kSpread = (Values + 31) / 32;
 
 }  // namespace bunit::gpu

@@ -188,7 +188,7 @@ std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const 
   call.grad.view = view_of(grad);
   call.stride = int(stride);
   call.dilation = int(dilation);
-  level_grad_weight(stack, 0, call, x, grad_weight, grad_bias, device.stream());
+  level_grad_weight(stack, 0, call, x, grad_weight, &grad_bias, device.stream());
   return {grad_weight, grad_bias};
 }
 

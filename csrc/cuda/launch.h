@@ -47,6 +47,14 @@ inline void check_launch(const char* kernel) {
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA kernel ", kernel, ": ", cudaGetErrorString(error));
 }
 
+// Streaming multiprocessors of the current device.
+inline int processors() {
+  int device = 0, count = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
+
 // Calls body with a value of the element type of `t`.
 template <class F>
 void for_dtype(const Tensor& t, F body) {

@@ -1,8 +1,10 @@
-// A block takes a tile of the output of up to four channels of one unit. Input channels come a few
-// at a time through shared memory, read through the norm and activation before the level where
-// there is one; sums stay in registers, so that units may be of any width. The gradient of the
-// input is the same with weights turned; at strides of 2 and more, and where a kernel's reach
-// leaves no room for a tile, pixels are read from global memory instead.
+// A block takes a tile of the output of one unit, up to four channels at a time, and reads the
+// input once into shared memory, through the norm and activation before the level where there is
+// one. Where not all input channels fit, or there are too few tiles to go round, a block takes four
+// output channels alone, and input channels a few at a time: sums stay in registers, so that units
+// may be of any width. The gradient of the input is the same with weights turned; at strides of 2
+// and more, and where a kernel's reach leaves no room for a tile, pixels are read from global
+// memory instead.
 //
 // Widths of 16 and more are work for tensor cores, 989 TFLOP/s of dense bfloat16 on an H200 against
 // the 67 of plain multiply-adds used here; at 3x3 and width 16 these take 2 * 9 * 16 / 67e12 s a
@@ -14,22 +16,33 @@
 #include <algorithm>
 
 #include "cuda/accumulate.cuh"
-#include "cuda/block_sum.cuh"
+#include "cuda/level_sums.cuh"
+#include "cuda/level_tile.cuh"
 
 namespace bunit::gpu {
 namespace {
 
 struct Tiling {
   static constexpr int kThreads = 128, kRows = 4, kWidth = 32;
-  static constexpr int64_t kSharedBytes = 40 * 1024;
+  static constexpr int64_t kSharedBytes = 40 * 1024, kWholeBytes = 64 * 1024;
+  static constexpr int kBlocks = 4;  // for each processor, which runs as many of them at once
+
+  // Floats of shared memory for sums over the block: of moments, of a norm's gradient.
+  static constexpr int kSums = 2 * kChannels * kThreads / 32;
 
   int strips, w, images;  // of a tile: strips of kRows rows, a thread each column of each
   int tiles_y, tiles_x, image_groups;
+  int weights;  // floats of shared memory
   int chunk;    // input channels at a time
   int tile;     // floats of shared memory for one input channel
   bool direct;  // pixels straight from global memory
+  bool whole;   // all channels of a unit in one block
 
   __host__ __device__ int h() const { return strips * kRows; }
+  int64_t tiles() const { return int64_t(tiles_y) * tiles_x * image_groups; }
+  __host__ __device__ int items(int outs) const {
+    return whole ? 1 : (outs + kChannels - 1) / kChannels;
+  }
 };
 
 struct Shape {
@@ -47,34 +60,22 @@ struct Place {
   int n0, images, y, x;  // of the tile
 };
 
-template <class T, int C>
-__device__ void load_weights_of(const LevelConvCall& call, const Run& run, int unit, int c0,
-                                int ci0, int channels, float* to) {
-  const int area = run.kernel * run.kernel;
-  const T* from = static_cast<const T*>(call.weight) + run.weights[0] + unit * run.block(0);
-  for (int i = int(threadIdx.x); i < channels * area * C; i += Tiling::kThreads) {
-    const int c = c0 + i % C, t = i / C % area, ci = ci0 + i / C / area;
-    // [c_out][c_in][taps] of the level; turned where the convolution runs backwards at stride 1.
-    const int at = call.transposed
-                       ? (ci * run.widths[0] + c) * area + (call.stride == 1 ? area - 1 - t : t)
-                       : (c * run.widths[0] + ci) * area + t;
-    to[i] = to_float(from[at]);
-  }
+__device__ inline UnitWeight weight_of(const LevelConvCall& call, const Run& run, int unit) {
+  return {run.weights[0] + unit * run.block(0), run.widths[0], run.kernel * run.kernel,
+          call.transposed, call.transposed && call.stride == 1};
 }
 
-template <class T>
-__device__ void load_tile(const LevelConvCall& call, const Place& place, int channel, int channels,
-                          int top, int left, int h, int w, float* to) {
-  const View& view = call.x.view;
-  const int lane = int(threadIdx.x) % 32;
-  for (int r = int(threadIdx.x) / 32; r < channels * place.images * h; r += Tiling::kThreads / 32) {
-    const int y = top + r % h, image = r / h % place.images, c = channel + r / h / place.images;
-    for (int i = lane; i < w; i += 32) {
-      const int x = left + i;
-      const bool inside = y >= 0 && y < view.h && x >= 0 && x < view.w;
-      to[r * w + i] = inside ? call.x.read<T>(place.n0 + image, c, y, x) : 0.f;
-    }
-  }
+// The input that a tile is made of.
+__device__ inline Window window_of(const LevelConvCall& call, const Tiling& tiling, const Run& run,
+                                   const Place& place) {
+  const int span = call.dilation * (run.kernel - 1), stride = call.transposed ? 1 : call.stride;
+  const int pad = shape_of(run, call).pad;
+  return {place.n0,
+          place.images,
+          place.y * stride - pad,
+          place.x * stride - pad,
+          (tiling.h() - 1) * stride + span + 1,
+          (tiling.w - 1) * stride + span + 1};
 }
 
 // Where pixel `at` of the output finds tap `k` along one axis, or -1.
@@ -111,52 +112,27 @@ __device__ void accumulate_direct(const LevelConvCall& call, const Run& run, int
   }
 }
 
-// Moments of the block's valid values of each channel, without cancellation: mean first, then the
-// distances from it.
-template <int C, int R>
-__device__ void write_moments(const float (&acc)[C][R], const bool (&valid)[R], Moments* to,
-                              float* shared) {
-  float sums[C + 1] = {};
-#pragma unroll
-  for (int r = 0; r < R; ++r) {
-#pragma unroll
-    for (int c = 0; c < C; ++c) sums[c] += valid[r] ? acc[c][r] : 0.f;
-    sums[C] += valid[r] ? 1.f : 0.f;
-  }
-  block_sum<Tiling::kThreads>(sums, shared);
-  float squares[C] = {};
-#pragma unroll
-  for (int c = 0; c < C; ++c) {
-    const float mean = sums[c] / sums[C];
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      const float d = acc[c][r] - mean;
-      squares[c] += valid[r] ? d * d : 0.f;
-    }
-  }
-  block_sum<Tiling::kThreads>(squares, shared);
-  if (threadIdx.x != 0) return;
-#pragma unroll
-  for (int c = 0; c < C; ++c) to[c] = {sums[c] / sums[C], squares[c], sums[C]};
-}
-
+// Output channels [c0, c0 + C) of a unit, whose input and weights are in shared memory already
+// where the tiling says `whole`.
 template <class T, int C>
 __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const Run& run, int unit,
                           int c0, int part, const Place& place, float* shared) {
   constexpr int R = Tiling::kRows;
   const Shape shape = shape_of(run, call);
-  const int area = run.kernel * run.kernel, span = call.dilation * (run.kernel - 1);
+  const int area = run.kernel * run.kernel;
   const int stride = call.transposed ? 1 : call.stride;
   const int first_in = run.channels[call.transposed ? 1 : 0] + unit * shape.ins;
   const int first_out = run.channels[call.transposed ? 0 : 1] + unit * shape.outs + c0;
-  const int h = (tiling.h() - 1) * stride + span + 1, w = (tiling.w - 1) * stride + span + 1;
-  float* weights = shared;
-  float* tile = shared + (tiling.chunk * area * C + 3) / 4 * 4;
+  const Window window = window_of(call, tiling, run, place);
+  float* sums = shared;
+  float* weights = sums + Tiling::kSums;
+  float* tile = weights + tiling.weights;
+  if (tiling.whole) weights += c0 * shape.ins * area;
 
   const int x = int(threadIdx.x) % tiling.w, strip = int(threadIdx.x) / tiling.w % tiling.strips;
   const int image = int(threadIdx.x) / tiling.w / tiling.strips;
   const bool active = image < place.images;
-  const int column = place.x + x, line = place.y + strip * R;
+  const Place at{place.n0 + image, 1, place.y + strip * R, place.x + x};  // of the thread
   float acc[C][R];
 #pragma unroll
   for (int c = 0; c < C; ++c) {
@@ -166,36 +142,44 @@ __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const
   }
   for (int ci = 0; ci < shape.ins; ci += tiling.chunk) {
     const int channels = min(tiling.chunk, shape.ins - ci);
-    __syncthreads();
-    load_weights_of<T, C>(call, run, unit, c0, ci, channels, weights);
-    if (!tiling.direct) {
-      load_tile<T>(call, place, first_in + ci, channels, place.y * stride - shape.pad,
-                   place.x * stride - shape.pad, h, w, tile);
+    if (!tiling.whole) {
+      __syncthreads();
+      load_weights_of<T, Tiling::kThreads>(call.weight, weight_of(call, run, unit), ci, channels,
+                                           c0, C, weights);
+      if (!tiling.direct) {
+        load_window<T, Tiling::kThreads>(call.x, first_in + ci, channels, window, tile);
+      }
+      __syncthreads();
     }
-    __syncthreads();
     if (!active) continue;
     if (tiling.direct) {
-      accumulate_direct<T>(call, run, shape.pad, place.n0 + image, first_in + ci, channels, line,
-                           column, weights, acc);
+      accumulate_direct<T>(call, run, shape.pad, at.n0, first_in + ci, channels, at.y, at.x,
+                           weights, acc);
     } else {
-      const Taps taps{run.kernel, call.dilation, stride, w, place.images * h * w};
-      accumulate(tile + (image * h + strip * R * stride) * w + x * stride, taps, channels, weights,
-                 acc);
+      const Taps taps{run.kernel, call.dilation, stride, window.w, window.plane()};
+      accumulate(tile + (image * window.h + strip * R * stride) * window.w + x * stride, taps,
+                 channels, weights, acc);
     }
   }
   bool valid[R];
 #pragma unroll
+  for (int r = 0; r < R; ++r) valid[r] = active && at.y + r < call.y.h && at.x < call.y.w;
+  if (call.sums) {
+    through_norm<Tiling::kThreads, T>(call.before, {at.n0, first_out, at.y, at.x}, valid, acc,
+                                      call.sums + int64_t(part) * call.y.c + first_out, sums);
+  }
+#pragma unroll
   for (int r = 0; r < R; ++r) {
-    valid[r] = active && line + r < call.y.h && column < call.y.w;
     if (!valid[r]) continue;
-    const int64_t at = call.y.offset(place.n0 + image, first_out, line + r, column);
+    const int64_t to = call.y.offset(at.n0, first_out, at.y + r, at.x);
 #pragma unroll
     for (int c = 0; c < C; ++c) {
-      call.y.write<T>(at + c * call.y.stride_c, activate(call.out, acc[c][r]));
+      call.y.write<T>(to + c * call.y.stride_c, activate(call.out, acc[c][r]));
     }
   }
   if (call.moments) {
-    write_moments(acc, valid, call.moments + int64_t(part) * call.y.c + first_out, shared);
+    write_moments<Tiling::kThreads>(acc, valid, call.moments + int64_t(part) * call.y.c + first_out,
+                                    sums);
   }
 }
 
@@ -207,31 +191,42 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   const int item = int(blockIdx.x % unsigned(runs.items));
   const int part = int(blockIdx.x / unsigned(runs.items));
   const Run& run = runs.of(item);
-  const int outs = shape_of(run, call).outs, blocks = (outs + kChannels - 1) / kChannels;
-  const int unit = (item - run.first) / blocks;
-  const int c0 = (item - run.first) % blocks * kChannels;
+  const Shape shape = shape_of(run, call);
+  const int items = tiling.items(shape.outs), unit = (item - run.first) / items;
   Place place{};
   place.x = part % tiling.tiles_x * tiling.w;
   place.y = part / tiling.tiles_x % tiling.tiles_y * tiling.h();
   place.n0 = part / tiling.tiles_x / tiling.tiles_y * tiling.images;
   place.images = min(tiling.images, call.y.n - place.n0);
-  for_count(min(kChannels, outs - c0), [&](auto count) {
-    run_block<T, decltype(count)::value>(call, tiling, run, unit, c0, part, place, shared);
-  });
+  int begin = (item - run.first) % items * kChannels, end = min(begin + kChannels, shape.outs);
+  if (tiling.whole) {
+    begin = 0;
+    end = shape.outs;
+    float* weights = shared + Tiling::kSums;
+    load_all_weights<T, Tiling::kThreads>(call.weight, weight_of(call, run, unit), shape.ins,
+                                          shape.outs, weights);
+    load_window<T, Tiling::kThreads>(
+        call.x, run.channels[call.transposed ? 1 : 0] + unit * shape.ins, shape.ins,
+        window_of(call, tiling, run, place), weights + tiling.weights);
+    __syncthreads();
+  }
+  for (int c0 = begin; c0 < end; c0 += kChannels) {
+    for_count(min(kChannels, end - c0), [&](auto count) {
+      run_block<T, decltype(count)::value>(call, tiling, run, unit, c0, part, place, shared);
+    });
+  }
 }
 
-std::vector<Runs> runs_of_level(const Stack& stack, int level, const LevelConvCall& call) {
-  return runs_of(stack, level, 1,
-                 [&](const Run& run) { return ceil_div(shape_of(run, call).outs, kChannels); });
-}
-
-Tiling tiling_of(const std::vector<Runs>& lists, const LevelConvCall& call) {
-  int kernel = 1, ins = 1;
-  for (const Runs& list : lists) {
-    for (int r = 0; r < list.count; ++r) {
-      kernel = std::max(kernel, list.runs[r].kernel);
-      ins = std::max(ins, shape_of(list.runs[r], call).ins);
-    }
+Tiling tiling_of(const Stack& stack, int level, const LevelConvCall& call) {
+  int kernel = 1, ins = 1, outs = 1;
+  int64_t most = 1;  // elements of a unit's weight, a block of channels filled up
+  for (const Unit& unit : stack.units) {
+    const int from = unit.widths[level + (call.transposed ? 1 : 0)];
+    const int to = unit.widths[level + (call.transposed ? 0 : 1)];
+    kernel = std::max(kernel, unit.kernel);
+    ins = std::max(ins, from);
+    outs = std::max(outs, to);
+    most = std::max(most, int64_t(from) * to * unit.kernel * unit.kernel);
   }
   const int64_t area = int64_t(kernel) * kernel, span = int64_t(call.dilation) * (kernel - 1);
   const int64_t stride = call.transposed ? 1 : call.stride;
@@ -247,37 +242,44 @@ Tiling tiling_of(const std::vector<Runs>& lists, const LevelConvCall& call) {
   t.direct = (call.transposed && call.stride > 1) ||
              (pixels + area * kChannels) * 4 > Tiling::kSharedBytes;
   t.tile = t.direct ? 0 : int(pixels);
+  const int64_t blocks = int64_t(t.tiles()) * int64_t(stack.units.size());
+  const bool enough = outs <= kChannels || blocks >= int64_t(processors()) * Tiling::kBlocks;
+  t.whole =
+      !t.direct && enough && (most + ins * pixels + Tiling::kSums + 3) * 4 <= Tiling::kWholeBytes;
+  if (t.whole) {
+    t.chunk = ins;
+    t.weights = int((most + 3) / 4 * 4);
+    return t;
+  }
   const int64_t each = t.tile + area * kChannels;
-  t.chunk = int(std::clamp<int64_t>(Tiling::kSharedBytes / 4 / each, 1, ins));
+  t.chunk = int(std::clamp<int64_t>((Tiling::kSharedBytes / 4 - Tiling::kSums) / each, 1, ins));
+  t.weights = int((t.chunk * area * kChannels + 3) / 4 * 4);
   return t;
 }
 
 }  // namespace
 
 int64_t level_conv_parts(const Stack& stack, int level, const LevelConvCall& call) {
-  const Tiling t = tiling_of(runs_of_level(stack, level, call), call);
-  return int64_t(t.tiles_y) * t.tiles_x * t.image_groups;
+  return tiling_of(stack, level, call).tiles();
 }
 
 void level_conv(const Stack& stack, int level, const LevelConvCall& call, const Tensor& like,
                 cudaStream_t stream) {
-  const std::vector<Runs> lists = runs_of_level(stack, level, call);
-  const Tiling t = tiling_of(lists, call);
-  int kernel = 1;
+  const Tiling t = tiling_of(stack, level, call);
+  const int64_t bytes = (Tiling::kSums + t.weights + int64_t(t.chunk) * t.tile) * 4;
+  STD_TORCH_CHECK(t.whole || bytes <= 48 * 1024,
+                  "kernels of so many pixels are too large for backend cuda");
+  const auto lists =
+      runs_of(stack, level, 1, [&](const Run& run) { return t.items(shape_of(run, call).outs); });
   for (const Runs& list : lists) {
-    for (int r = 0; r < list.count; ++r) kernel = std::max(kernel, list.runs[r].kernel);
-  }
-  const int64_t weights = (int64_t(t.chunk) * kernel * kernel * kChannels + 3) / 4 * 4;
-  const int64_t least = (kChannels + 1) * Tiling::kThreads / 32;  // for the moments
-  const int64_t bytes = std::max(weights + int64_t(t.chunk) * t.tile, least) * 4;
-  STD_TORCH_CHECK(bytes <= 48 * 1024, "kernels of ", kernel, "x", kernel,
-                  " pixels are too large for backend cuda");
-  const int64_t tiles = int64_t(t.tiles_y) * t.tiles_x * t.image_groups;
-  for (const Runs& list : lists) {
-    STD_TORCH_CHECK(tiles * list.items < (int64_t(1) << 31), "more than 2^31 tiles");
+    STD_TORCH_CHECK(t.tiles() * list.items < (int64_t(1) << 31), "more than 2^31 tiles");
     for_dtype(like, [&](auto type) {
       using T = decltype(type);
-      BUNIT_LAUNCH((level_conv_kernel<T>), dim3(unsigned(tiles * list.items)),
+      if (bytes > 48 * 1024) {
+        cudaFuncSetAttribute(level_conv_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             int(bytes));
+      }
+      BUNIT_LAUNCH((level_conv_kernel<T>), dim3(unsigned(t.tiles() * list.items)),
                    dim3(Tiling::kThreads), size_t(bytes), stream, call, t, list);
     });
     check_launch("level_conv");

@@ -1,15 +1,10 @@
 // One level of all units: its convolution, or the gradient of its input.
 #pragma once
 
-#include "cuda/launch.h"
+#include "cuda/finish.h"
 #include "cuda/runs.h"
 
 namespace bunit::gpu {
-
-// Mean, sum of squared distances from it, and number of some values of one channel.
-struct Moments {
-  float mean, m2, count;
-};
 
 struct LevelConvCall {
   Source x;
@@ -20,9 +15,15 @@ struct LevelConvCall {
   bool transposed;  // y is the gradient of the level's input, x that of its output
   Activation out;
   Moments* moments;  // null, or [parts][channels of y] of the output, before `out`
+
+  // Of a transposed convolution, where the level's input came through a norm and activation: that,
+  // and [parts][channels of y] for sums over y, which then is times the activation's derivative,
+  // and over y * zhat.
+  Source before;
+  float2* sums;
 };
 
-// How many parts a level's moments come in.
+// How many parts a level's moments or sums come in.
 int64_t level_conv_parts(const Stack& stack, int level, const LevelConvCall& call);
 
 // Level `level` of `stack`; `like` has the images' dtype.

@@ -1,143 +1,231 @@
-// A block takes one input channel, up to four output channels and up to nine taps of one unit, and
-// a part of all pixels; each thread keeps 36 sums in registers, 36 multiply-adds for 13 loads.
-// Parts are added up by a second kernel in a fixed order, so that results repeat.
+// A block takes tiles of the level's output, one after the other, for one unit, or for some of its
+// channels where they are many: it reads the gradient, and the input with its halo, each through
+// its norm where it has one and once into shared memory. Sums stay in shared memory until the block
+// is done; a second kernel adds up what blocks leave, in a fixed order, so that results repeat.
+//
+// Training takes both gradients of a level of stride 1 in one pass (level_backward.cu); this is for
+// the rest.
 
 #include "cuda/level_grad_weight.h"
 
 #include <algorithm>
 
-#include "cuda/accumulate.cuh"
-#include "cuda/block_sum.cuh"
+#include "cuda/level_tile.cuh"
+#include "cuda/tap_sums.cuh"
 
 namespace bunit::gpu {
 namespace {
 
-constexpr int kThreads = 128, kTaps = 9;
-// Enough blocks to fill a GPU of 132 processors several times over, of enough pixels to be worth
-// it.
-constexpr int64_t kBlocks = 132 * 16, kPixels = 1024;
+struct Tiling {
+  static constexpr int kThreads = 128, kWarps = kThreads / 32;
+  static constexpr int64_t kSharedBytes = 48 * 1024;
+  static constexpr int kSize = 32, kPixels = 1024;
+  static constexpr int kBlocks = 8;         // wanted for each processor: twice what runs at once
+  static constexpr int kMostChannels = 16;  // of input and output that a block takes
 
-struct Items {
-  int taps, blocks;  // groups of taps, of output channels
+  int h, w, images;  // of a tile
+  int tiles_y, tiles_x, image_groups;
+  int ins, outs;  // channels that a block takes at most
+  int parts;      // blocks that share the tiles
 
-  __host__ __device__ explicit Items(const Run& run)
-      : taps((run.kernel * run.kernel + kTaps - 1) / kTaps),
-        blocks((run.widths[1] + kChannels - 1) / kChannels) {}
-  __host__ __device__ int of_unit(const Run& run) const { return run.widths[0] * blocks * taps; }
+  __host__ __device__ int tiles() const { return tiles_y * tiles_x * image_groups; }
+  __host__ __device__ int groups(int channels, int most) const {
+    return (channels + most - 1) / most;
+  }
+  __host__ __device__ int items(const Run& run) const {
+    return groups(run.widths[0], ins) * groups(run.widths[1], outs);
+  }
+};
+
+using Tasks = TapTasks<Tiling::kWarps>;
+
+// Floats of shared memory that each of a block's arrays takes, one after the other.
+struct Layout {
+  int h, w;  // of the input's window
+  int grads, xs, totals;
+  int64_t all;
+
+  __host__ __device__ Layout(const LevelGradWeightCall& call, const Tiling& tiling, int kernel,
+                             int ins, int outs) {
+    const int64_t span = int64_t(call.dilation) * (kernel - 1);
+    const int64_t rows = int64_t(tiling.h - 1) * call.stride + span + 1;
+    const int64_t columns = int64_t(tiling.w - 1) * call.stride + span + 1;
+    const int64_t taps = int64_t(ins) * kernel * kernel;
+    const int64_t own = int64_t(outs) * tiling.images * tiling.h * tiling.w;
+    const int64_t read = ins * tiling.images * rows * columns;
+    // And a bias for each channel.
+    const int64_t sums = Tasks(outs, int(taps)).slices * outs * taps + outs;
+    h = int(rows);
+    w = int(columns);
+    grads = int(own);
+    xs = int(read);
+    totals = int(sums);
+    all = own + read + sums;
+  }
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(Tiling::kThreads, 4)
     level_grad_weight_kernel(const __grid_constant__ LevelGradWeightCall call,
-                             const __grid_constant__ Runs runs, int64_t pixels, float* weight_parts,
-                             int64_t weight_size, float* bias_parts) {
-  __shared__ float shared[kThreads / 32 * kChannels * kTaps];
+                             const __grid_constant__ Tiling tiling,
+                             const __grid_constant__ Runs runs, float* parts, int64_t part_size,
+                             int64_t weight_size) {
+  BUNIT_DYNAMIC_SHARED(float, shared);
   const int item = int(blockIdx.x % unsigned(runs.items));
   const int part = int(blockIdx.x / unsigned(runs.items));
   const Run& run = runs.of(item);
-  const Items items(run);
-  int rest = item - run.first;
-  const int t0 = rest % items.taps * kTaps;
-  rest /= items.taps;
-  const int c0 = rest % items.blocks * kChannels;
-  rest /= items.blocks;
-  const int ci = rest % run.widths[0], unit = rest / run.widths[0];
-  const int channels = min(kChannels, run.widths[1] - c0);
-  const int area = run.kernel * run.kernel, taps = min(kTaps, area - t0);
-  const int first_out = run.channels[1] + unit * run.widths[1] + c0;
-  const int in_channel = run.channels[0] + unit * run.widths[0] + ci;
+  const int in_groups = tiling.groups(run.widths[0], tiling.ins);
+  const int unit = (item - run.first) / tiling.items(run);
+  const int group = (item - run.first) % tiling.items(run);
+  const int ci0 = group % in_groups * tiling.ins, co0 = group / in_groups * tiling.outs;
+  const int ins = min(tiling.ins, run.widths[0] - ci0),
+            outs = min(tiling.outs, run.widths[1] - co0);
+  const int first_in = run.channels[0] + unit * run.widths[0] + ci0;
+  const int first_out = run.channels[1] + unit * run.widths[1] + co0;
+  const int taps = ins * run.kernel * run.kernel;
+  const bool with_bias = ci0 == 0 && part_size > weight_size;
 
-  float sums[kChannels * kTaps] = {}, bias[kChannels] = {};
-  const View &g = call.grad.view, &x = call.x.view;
-  const int64_t all = int64_t(g.n) * g.h * g.w;
-  const int64_t end = min(all, (part + 1) * pixels);
-  for (int64_t p = part * pixels + threadIdx.x; p < end; p += kThreads) {
-    const int column = int(p % g.w), line = int(p / g.w % g.h), n = int(p / g.w / g.h);
-    float grads[kChannels];
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      grads[c] = c < channels ? call.grad.read<T>(n, first_out + c, line, column) : 0.f;
-      bias[c] += grads[c];
-    }
-#pragma unroll
-    for (int i = 0; i < kTaps; ++i) {
-      if (i >= taps) break;
-      const int ky = (t0 + i) / run.kernel, kx = (t0 + i) % run.kernel;
-      const int y = line * call.stride - run.pad + ky * call.dilation;
-      const int xx = column * call.stride - run.pad + kx * call.dilation;
-      if (y < 0 || y >= x.h || xx < 0 || xx >= x.w) continue;
-      const float v = call.x.read<T>(n, in_channel, y, xx);
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) sums[c * kTaps + i] += grads[c] * v;
+  const Layout layout(call, tiling, run.kernel, ins, outs);
+  const Tasks tasks(outs, taps);
+  float *grads = shared, *xs = grads + layout.grads, *totals = xs + layout.xs;
+  float* biases = totals + tasks.slices * outs * taps;
+  for (int i = int(threadIdx.x); i < layout.totals; i += Tiling::kThreads) totals[i] = 0.f;
+
+  const View& out = call.grad.view;
+  for (int tile = part; tile < tiling.tiles(); tile += tiling.parts) {
+    const int x = tile % tiling.tiles_x * tiling.w;
+    const int y = tile / tiling.tiles_x % tiling.tiles_y * tiling.h;
+    const int n0 = tile / tiling.tiles_x / tiling.tiles_y * tiling.images;
+    const Window own{n0, min(tiling.images, out.n - n0), y, x, tiling.h, tiling.w};
+    const Window read{n0,       own.images, y * call.stride - run.pad, x * call.stride - run.pad,
+                      layout.h, layout.w};
+    __syncthreads();
+    load_window<T, Tiling::kThreads>(call.grad, first_out, outs, own, grads);
+    load_window<T, Tiling::kThreads>(call.x, first_in, ins, read, xs);
+    __syncthreads();
+    const TapPixels pixels{own.images,
+                           min(tiling.h, out.h - y),
+                           min(tiling.w, out.w - x),
+                           own.w,
+                           own.h * own.w,
+                           own.plane(),
+                           read.w,
+                           read.h * read.w,
+                           read.plane(),
+                           run.kernel,
+                           call.dilation,
+                           call.stride};
+    tasks.run(grads, xs, pixels, [&](int slice, int co, int tap, float sum) {
+      totals[(slice * outs + co) * taps + tap] += sum;
+    });
+    if (!with_bias) continue;
+    for (int co = int(threadIdx.x) / 32; co < outs; co += Tiling::kWarps) {
+      float sum[1] = {};
+      for (int i = int(threadIdx.x) % 32; i < own.plane(); i += 32) {
+        sum[0] += grads[co * own.plane() + i];  // 0 outside the image
+      }
+      if (warp_spread<1>(sum).count > 0) biases[co] += sum[0];
     }
   }
-  block_sum<kThreads>(sums, shared);
-  const bool with_bias = ci == 0 && t0 == 0;
-  if (with_bias) {
-    block_sum<kThreads>(bias, shared);
+  __syncthreads();
+  float* to = parts + part * part_size;
+  const int64_t begin = run.weights[0] + unit * run.block(0);
+  const int area = run.kernel * run.kernel;
+  for (int i = int(threadIdx.x); i < outs * taps; i += Tiling::kThreads) {
+    float total = totals[i];
+    for (int s = 1; s < tasks.slices; ++s) total += totals[s * outs * taps + i];
+    to[begin + (int64_t(co0 + i / taps) * run.widths[0] + ci0) * area + i % taps] = total;
   }
-  if (threadIdx.x != 0) return;
-  float* to = weight_parts + part * weight_size + run.weights[0] + unit * run.block(0);
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) {
-    if (c >= channels) break;
-#pragma unroll
-    for (int i = 0; i < kTaps; ++i) {
-      if (i < taps) to[((c0 + c) * run.widths[0] + ci) * area + t0 + i] = sums[c * kTaps + i];
-    }
-    if (with_bias) bias_parts[int64_t(part) * g.c + first_out + c] = bias[c];
+  if (!with_bias) return;
+  for (int i = int(threadIdx.x); i < outs; i += Tiling::kThreads) {
+    to[weight_size + first_out + i] = biases[i];
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    sum_parts_kernel(const float* parts, int count, int64_t size, T* out) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= size) return;
-  double total = 0;
-  for (int part = 0; part < count; ++part) total += double(parts[part * size + i]);
-  out[i] = from_float<T>(float(total));
-}
-
-void sum_parts(const float* parts, int64_t count, Tensor& out, cudaStream_t stream) {
-  const int64_t size = out.numel();
-  if (size == 0) return;
-  for_dtype(out, [&](auto type) {
-    using T = decltype(type);
-    BUNIT_LAUNCH((sum_parts_kernel<T>), dim3(unsigned(ceil_div(size, kThreads))), dim3(kThreads), 0,
-                 stream, parts, int(count), size, static_cast<T*>(out.mutable_data_ptr()));
-  });
-  check_launch("sum_parts");
+// The most that fits, pixels before channels: a block's input is read once for all of its output
+// channels and the other way round.
+Tiling choose_tiles(const Stack& stack, int level, const LevelGradWeightCall& call) {
+  const View& out = call.grad.view;
+  Tiling t{};
+  t.h = ceil_div(out.h, ceil_div(out.h, Tiling::kSize));
+  t.w = ceil_div(out.w, ceil_div(out.w, Tiling::kSize));
+  t.images = std::clamp(Tiling::kPixels / (t.h * t.w), 1, std::max(1, out.n));
+  t.ins = t.outs = 1;
+  for (const Unit& unit : stack.units) {
+    t.ins = std::max(t.ins, unit.widths[level]);
+    t.outs = std::max(t.outs, unit.widths[level + 1]);
+  }
+  t.ins = std::min(t.ins, Tiling::kMostChannels);
+  t.outs = std::min(t.outs, Tiling::kMostChannels);
+  const auto bytes = [&] {
+    int64_t most = 0;
+    for (const Unit& unit : stack.units) {
+      most = std::max(most, Layout(call, t, unit.kernel, std::min(t.ins, unit.widths[level]),
+                                   std::min(t.outs, unit.widths[level + 1]))
+                                    .all *
+                                4);
+    }
+    return most;
+  };
+  while (bytes() > Tiling::kSharedBytes) {
+    const int pixels = t.images * t.h * t.w;
+    int& more = pixels > 256 || (t.ins == 1 && t.outs == 1) ? (t.images > 1 ? t.images
+                                                               : t.h >= t.w ? t.h
+                                                                            : t.w)
+                                                            : (t.ins >= t.outs ? t.ins : t.outs);
+    STD_TORCH_CHECK(more > 1, "kernels of so many pixels are too large for backend cuda");
+    more = (more + 1) / 2;
+  }
+  t.tiles_y = ceil_div(out.h, t.h);
+  t.tiles_x = ceil_div(out.w, t.w);
+  t.image_groups = ceil_div(out.n, t.images);
+  return t;
 }
 
 }  // namespace
 
 void level_grad_weight(const Stack& stack, int level, const LevelGradWeightCall& call,
-                       const Tensor& like, Tensor& grad_weight, Tensor& grad_bias,
+                       const Tensor& like, Tensor& grad_weight, Tensor* grad_bias,
                        cudaStream_t stream) {
+  const int64_t weights = grad_weight.numel();
+  const View& out = call.grad.view;
+  if (int64_t(out.n) * out.h * out.w == 0) {
+    torch::stable::zero_(grad_weight);
+    if (grad_bias) torch::stable::zero_(*grad_bias);
+    return;
+  }
+  Tiling t = choose_tiles(stack, level, call);
   const std::vector<Runs> lists =
-      runs_of(stack, level, 1, [](const Run& run) { return Items(run).of_unit(run); });
+      runs_of(stack, level, 1, [&](const Run& run) { return t.items(run); });
   int64_t items = 0;
   for (const Runs& list : lists) items += list.items;
-  const View& g = call.grad.view;
-  const int64_t all = int64_t(g.n) * g.h * g.w;
-  const int64_t wanted = std::max<int64_t>(1, kBlocks / std::max<int64_t>(1, items));
-  const int64_t parts = std::clamp<int64_t>(all / kPixels, 1, wanted);
-  const int64_t pixels = (all + parts - 1) / parts;
-  Tensor weight_parts = new_tensor(like, {parts, grad_weight.numel()}, ScalarType::Float);
-  Tensor bias_parts = new_tensor(like, {parts, grad_bias.numel()}, ScalarType::Float);
+  const int64_t tiles = int64_t(t.tiles_y) * t.tiles_x * t.image_groups;
+  STD_TORCH_CHECK(tiles < (int64_t(1) << 31), "more than 2^31 tiles");
+  const int64_t wanted = ceil_div(int64_t(processors()) * Tiling::kBlocks, items);
+  t.parts = ceil_div(tiles, ceil_div(tiles, std::min(tiles, wanted)));
+  PartSums sums{nullptr, t.parts, 0, {}};
+  const int64_t row = sums.row(weights, grad_bias ? out.c : 0);
+  Tensor parts = new_tensor(like, {t.parts, row}, ScalarType::Float);
+  sums.parts = floats(parts);
   for (const Runs& list : lists) {
-    STD_TORCH_CHECK(parts * list.items < (int64_t(1) << 31), "more than 2^31 blocks");
+    int64_t bytes = 0;
+    for (int r = 0; r < list.count; ++r) {
+      const Run& run = list.runs[r];
+      bytes = std::max(bytes, Layout(call, t, run.kernel, std::min(t.ins, run.widths[0]),
+                                     std::min(t.outs, run.widths[1]))
+                                      .all *
+                                  4);
+    }
+    STD_TORCH_CHECK(int64_t(t.parts) * list.items < (int64_t(1) << 31), "more than 2^31 blocks");
     for_dtype(like, [&](auto type) {
       using T = decltype(type);
-      BUNIT_LAUNCH((level_grad_weight_kernel<T>), dim3(unsigned(parts * list.items)),
-                   dim3(kThreads), 0, stream, call, list, pixels, floats(weight_parts),
-                   grad_weight.numel(), floats(bias_parts));
+      BUNIT_LAUNCH((level_grad_weight_kernel<T>), dim3(unsigned(t.parts * list.items)),
+                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, list, floats(parts), row,
+                   weights);
     });
     check_launch("level_grad_weight");
   }
-  sum_parts(floats(weight_parts), parts, grad_weight, stream);
-  sum_parts(floats(bias_parts), parts, grad_bias, stream);
+  finish_sums(sums, &grad_weight, grad_bias, stream);
 }
 
 }  // namespace bunit::gpu

@@ -1,7 +1,7 @@
 // Gradients of one level's weight and bias.
 #pragma once
 
-#include "cuda/launch.h"
+#include "cuda/finish.h"
 #include "cuda/runs.h"
 
 namespace bunit::gpu {
@@ -11,9 +11,10 @@ struct LevelGradWeightCall {
   int stride, dilation;
 };
 
-// Fills `grad_weight` and `grad_bias`, of any dtype, from sums in a fixed order.
+// Fills `grad_weight` and, where it is given, `grad_bias`, of one dtype, from sums in a fixed
+// order.
 void level_grad_weight(const Stack& stack, int level, const LevelGradWeightCall& call,
-                       const Tensor& like, Tensor& grad_weight, Tensor& grad_bias,
+                       const Tensor& like, Tensor& grad_weight, Tensor* grad_bias,
                        cudaStream_t stream);
 
 }  // namespace bunit::gpu

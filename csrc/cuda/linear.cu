@@ -126,7 +126,7 @@ void run_level_grad_weight(const Stack& stack, int l, const Tensor& grad, const 
   call.x.view = rows_of(x);
   call.grad.view = rows_of(grad);
   call.stride = call.dilation = 1;
-  level_grad_weight(stack, l, call, x, grad_weight, grad_bias, stream);
+  level_grad_weight(stack, l, call, x, grad_weight, &grad_bias, stream);
 }
 
 std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, const Tensor& input,

@@ -1,11 +1,35 @@
 // stacked_unit_conv2d_train: every level followed by batch normalisation with the batch's own
-// statistics (twin of csrc/cpu/conv2d_train.cpp). A level normalises and activates the one before
-// it as it loads, and leaves the moments of its own output behind as it stores.
+// statistics (twin of csrc/cpu/conv2d_train.cpp).
+//
+// Each of a level's passes needs sums over all of what the one before made, so that what goes
+// through device memory is counted in whole images. For units c0-c1-c2 at stride 1, values read (r)
+// and written (w) a pixel, halos of tiles not counted (13 % of what a 32x32 tile of 3x3 kernels
+// reads), and in brackets those of 2-4-2:
+//
+//   forward   level 1: x r c0, z1 w c1                                          [6]
+//             level 2: z1 r c1, through norm and activation; z2 w c2            [6]
+//             last norm, activation and residual: z2 r c2, y w c2               [4, residual 2
+//             more]
+//   backward  sums for the last norm: grad r c2, z2 r c2                        [4]
+//             level 2, both gradients and the sums for the norm before it:
+//               grad and z2 r 2 c2, z1 r c1; gradient w c1                      [12]
+//             level 1, both gradients: its gradient and z1 r 2 c1, x r c0;
+//               gradient of x w c0                                              [12]
+//
+// Forward c0 + 2 c1 + 3 c2 [16], backward 2 c0 + 4 c1 + 4 c2 [28]. That is the least as long as
+// every pre-norm value is kept and none computed again: a barrier over the whole grid lies between
+// any two of these passes. (Computing z1 again instead of storing it would save 2 c1 of the forward
+// pass and cost 2 c0 and level 1's arithmetic, and more of both in the backward pass.) Gradients
+// taken one by one, with a pass of sums for every norm, were 2 c0 + 8 c1 + 6 c2 [48].
+//
+// A first level of a stride takes its two gradients in two passes (reading its gradient and z once
+// more), and so do units too wide for shared memory.
 
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
+#include "cuda/level_backward.h"
 #include "cuda/level_conv.h"
 #include "cuda/level_grad_weight.h"
 #include "cuda/norms.h"
@@ -17,10 +41,8 @@ namespace {
 class Norms {
  public:
   Norms(const Stack& stack, const std::vector<Tensor>& gammas, const std::vector<Tensor>& betas,
-        const Tensor& stats, const Tensor& like)
-      : stats_(static_cast<float*>(stats.mutable_data_ptr())),
-        total_(stats.size(1)),
-        scales_(new_tensor(like, {stats.size(1)}, ScalarType::Float)) {
+        const Tensor& stats)
+      : stats_(static_cast<float*>(stats.mutable_data_ptr())), total_(stats.size(1)) {
     int64_t first = 0;
     for (int l = 0; l < stack.depth; ++l) {
       STD_TORCH_CHECK(gammas[size_t(l)].numel() == stack.channels[l + 1] &&
@@ -33,23 +55,17 @@ class Norms {
     }
   }
 
-  DeviceNorm norm(int l) {
-    const int64_t first = firsts_[size_t(l)];
-    return {stats_ + first, floats(scales_) + first,
-            static_cast<const float*>(betas_[size_t(l)].const_data_ptr()), stats_ + total_ + first};
+  DeviceNorm norm(int l) const {
+    return {stats(l), static_cast<const float*>(gammas_[size_t(l)].const_data_ptr()),
+            static_cast<const float*>(betas_[size_t(l)].const_data_ptr()), stats(l) + total_};
   }
-  const float* gamma(int l) const {
-    return static_cast<const float*>(gammas_[size_t(l)].const_data_ptr());
-  }
-  float* stats(int l) { return stats_ + firsts_[size_t(l)]; }
-  float* scale(int l) { return floats(scales_) + firsts_[size_t(l)]; }
+  float* stats(int l) const { return stats_ + first(l); }
   int64_t total() const { return total_; }
   int64_t first(int l) const { return firsts_[size_t(l)]; }
 
  private:
   float* stats_;  // [3, total]
   int64_t total_;
-  Tensor scales_;
   std::vector<Tensor> gammas_, betas_;
   std::vector<int64_t> firsts_;
 };
@@ -72,7 +88,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
   int64_t total = 0;
   for (int l = 0; l < depth; ++l) total += stack.channels[l + 1];
   Tensor stats = new_tensor(x, {3, total}, ScalarType::Float);
-  Norms norms(stack, gammas, betas, stats, x);
+  const Norms norms(stack, gammas, betas, stats);
 
   std::vector<Tensor> pre_norms;
   for (int l = 0; l < depth; ++l) {
@@ -100,8 +116,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     Tensor moments = new_tensor(x, {parts, stack.channels[l + 1], 3}, ScalarType::Float);
     call.moments = reinterpret_cast<Moments*>(floats(moments));
     level_conv(stack, l, call, x, device.stream());
-    finish_moments(call.moments, parts, int(stack.channels[l + 1]), eps, norms.gamma(l),
-                   norms.stats(l), total, norms.scale(l), device.stream());
+    finish_moments(call.moments, parts, int(stack.channels[l + 1]), eps, norms.stats(l), total,
+                   device.stream());
   }
 
   const Tensor& z = pre_norms.back();
@@ -120,6 +136,32 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
   return {y, pre_norms, stats};
 }
 
+// Both gradients of a level that level_backward does not take: of the weight in one pass, of the
+// input in another.
+void two_passes(const Stack& stack, int level, int64_t stride, const LevelBackwardCall& call,
+                const Tensor& like, Tensor& grad_weight, const NormGrads& before,
+                cudaStream_t stream) {
+  LevelGradWeightCall of_weight{call.x, call.grad, int(stride), call.dilation};
+  level_grad_weight(stack, level, of_weight, like, grad_weight, nullptr, stream);
+  LevelConvCall of_input{};
+  of_input.x = call.grad;
+  of_input.y = call.grad_x;
+  of_input.weight = call.weight;
+  of_input.stride = int(stride);
+  of_input.dilation = call.dilation;
+  of_input.transposed = true;
+  if (!call.x.norm.mean) {
+    level_conv(stack, level, of_input, like, stream);
+    return;
+  }
+  of_input.before = call.x;
+  const int64_t parts = level_conv_parts(stack, level, of_input);
+  Tensor sums = new_tensor(like, {parts, call.x.view.c, 2}, ScalarType::Float);
+  of_input.sums = reinterpret_cast<float2*>(floats(sums));
+  level_conv(stack, level, of_input, like, stream);
+  finish_sums({floats(sums), parts, call.x.view.c, before}, nullptr, nullptr, stream);
+}
+
 std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Tensor& gradient, const Tensor& x, const std::vector<Tensor>& weights,
     const std::vector<Tensor>& gammas, const std::vector<Tensor>& betas,
@@ -130,56 +172,53 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   const Stack stack = Stack::conv(units, depth);
   const OnDevice device(x);
   const Tensor stats = as_float(given_stats);
-  Norms norms(stack, gammas, betas, stats, x);
+  const Norms norms(stack, gammas, betas, stats);
   const int64_t total = norms.total();
   Tensor grad_affine = new_tensor(x, {2, total}, ScalarType::Float);
   Tensor means = new_tensor(x, {2, total}, ScalarType::Float);
-  for (int l = 0; l < depth; ++l) {
-    scale_of(norms.gamma(l), norms.norm(l).inv_std, int(stack.channels[l + 1]), norms.scale(l),
-             device.stream());
-  }
+  const auto norm_grads = [&](int l) -> NormGrads {
+    float *affine = floats(grad_affine) + norms.first(l), *mean = floats(means) + norms.first(l);
+    const Tensor& z = pre_norms[size_t(l)];
+    return {affine, affine + total, mean, mean + total,
+            double(z.size(0)) * double(z.size(2)) * double(z.size(3))};
+  };
 
+  const int last = depth - 1;
+  const Activation final = activation_of(out_activation);
+  sum_grads(view_of(gradient), view_of(pre_norms.back()), norms.norm(last), final, x,
+            norm_grads(last), device.stream());
   Tensor grad = gradient;
   std::vector<Tensor> grad_weights(weights);
-  for (int l = depth - 1; l >= 0; --l) {
+  for (int l = last; l >= 0; --l) {
     const size_t i = size_t(l);
     const Tensor& input = l == 0 ? x : pre_norms[i - 1];
-    const int64_t first = norms.first(l);
-    Source through{};  // the gradient of the level's convolution's output
-    through.view = view_of(grad);
-    through.z = view_of(pre_norms[i]);
-    through.norm = norms.norm(l);
-    through.activation = activation_of(l == depth - 1 ? out_activation : activation);
-    through.mean_g = floats(means) + first;
-    through.mean_gz = floats(means) + total + first;
-    sum_grads(through.view, through.z, through.norm, through.activation, x,
-              floats(grad_affine) + first, floats(grad_affine) + total + first,
-              floats(means) + first, floats(means) + total + first, device.stream());
-
-    LevelGradWeightCall of_weight{};
-    of_weight.grad = through;
-    of_weight.x.view = view_of(input);
-    if (l > 0) {
-      of_weight.x.norm = norms.norm(l - 1);
-      of_weight.x.activation = activation_of(activation);
-    }
-    of_weight.stride = l == 0 ? int(stride) : 1;
-    of_weight.dilation = int(dilation);
-    grad_weights[i] = new_tensor(x, weights[i].sizes().vec(), weights[i].scalar_type());
-    Tensor grad_bias = new_tensor(x, {stack.channels[l + 1]}, ScalarType::Float);
-    level_grad_weight(stack, l, of_weight, x, grad_weights[i], grad_bias, device.stream());
-
     const Tensor grad_in = new_like(x, {input.size(0), input.size(1), input.size(2), input.size(3)},
                                     wants_channels_last(input));
     const Tensor dense_weight = dense(weights[i]);
-    LevelConvCall of_input{};
-    of_input.x = through;
-    of_input.y = view_of(grad_in);
-    of_input.weight = dense_weight.const_data_ptr();
-    of_input.stride = of_weight.stride;
-    of_input.dilation = int(dilation);
-    of_input.transposed = true;
-    level_conv(stack, l, of_input, x, device.stream());
+    LevelBackwardCall call{};
+    call.grad.view = view_of(grad);
+    call.grad.z = view_of(pre_norms[i]);
+    call.grad.norm = norms.norm(l);
+    // What a level leaves for the one before it has gone through the activation between.
+    call.grad.activation = l == last ? final : Activation::identity;
+    call.grad.mean_g = norm_grads(l).mean_g;
+    call.grad.mean_gz = norm_grads(l).mean_gz;
+    call.x.view = view_of(input);
+    NormGrads before{};
+    if (l > 0) {
+      call.x.norm = norms.norm(l - 1);
+      call.x.activation = activation_of(activation);
+      before = norm_grads(l - 1);
+    }
+    call.grad_x = view_of(grad_in);
+    call.weight = dense_weight.const_data_ptr();
+    call.dilation = int(dilation);
+    grad_weights[i] = new_tensor(x, weights[i].sizes().vec(), weights[i].scalar_type());
+    const int64_t own_stride = l == 0 ? stride : 1;
+    if (own_stride != 1 ||
+        !level_backward(stack, l, call, x, grad_weights[i], before, device.stream())) {
+      two_passes(stack, l, own_stride, call, x, grad_weights[i], before, device.stream());
+    }
     grad = grad_in;
   }
   return {grad, grad_weights, grad_affine};

@@ -94,10 +94,23 @@ __device__ inline float activation_grad(Activation name, float x, float grad) {
   }
 }
 
-// One level's batch normalisation on the device, a value a channel: (z - mean) * scale + shift.
+// One level's batch normalisation on the device, a value a channel:
+// (z - mean) * (gamma * inv_std) + beta.
 struct DeviceNorm {
   const float* mean;  // null: none
-  const float *scale, *shift, *inv_std;
+  const float *gamma, *beta, *inv_std;
+};
+
+// The same of one channel, in registers.
+struct ChannelNorm {
+  float mean, scale, shift, inv_std;
+
+  __device__ explicit ChannelNorm(const DeviceNorm& norm, int c)
+      : mean(norm.mean[c]),
+        scale(norm.gamma[c] * norm.inv_std[c]),
+        shift(norm.beta[c]),
+        inv_std(norm.inv_std[c]) {}
+  __device__ ChannelNorm() : mean(0.f), scale(1.f), shift(0.f), inv_std(1.f) {}
 };
 
 // How a value is read: as it is; normalised and activated; or, for the gradient of a convolution's
@@ -110,16 +123,32 @@ struct Source {
   Activation activation;
   const float *mean_g, *mean_gz;
 
+  // What reading a channel takes, so that it is looked up once for many pixels.
+  struct Channel {
+    int c;
+    ChannelNorm norm;
+    float mean_g, mean_gz;
+  };
+  __device__ Channel channel(int c) const {
+    Channel found{c, ChannelNorm(), 0.f, 0.f};
+    if (norm.mean) found.norm = ChannelNorm(norm, c);
+    if (mean_g) found.mean_g = mean_g[c], found.mean_gz = mean_gz[c];
+    return found;
+  }
+
+  template <class T>
+  __device__ float read(const Channel& of, int n, int y, int x) const {
+    const float value = view.read<T>(view.offset(n, of.c, y, x));
+    if (!norm.mean) return value;
+    const ChannelNorm& own = of.norm;
+    if (!mean_g) return activate(activation, (value - own.mean) * own.scale + own.shift);
+    const float d = z.read<T>(z.offset(n, of.c, y, x)) - own.mean;
+    const float g = activation_grad(activation, d * own.scale + own.shift, value);
+    return own.scale * (g - of.mean_g - d * own.inv_std * of.mean_gz);
+  }
   template <class T>
   __device__ float read(int n, int c, int y, int x) const {
-    const float value = view.read<T>(view.offset(n, c, y, x));
-    if (!norm.mean) return value;
-    if (!mean_g) {
-      return activate(activation, (value - norm.mean[c]) * norm.scale[c] + norm.shift[c]);
-    }
-    const float d = z.read<T>(z.offset(n, c, y, x)) - norm.mean[c];
-    const float g = activation_grad(activation, d * norm.scale[c] + norm.shift[c], value);
-    return norm.scale[c] * (g - mean_g[c] - d * norm.inv_std[c] * mean_gz[c]);
+    return read<T>(channel(c), n, y, x);
   }
 };
 

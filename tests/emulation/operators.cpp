@@ -247,7 +247,11 @@ const Case kCases[] = {
     {"level_hybrid", {2, 3, 1, 1, 2, 1, 5, 2, 3, 1}, 1, 2, 9, 13, 2, 1, true},
     {"level_1x1", {3, 1, 0, 2, 3}, 1, 2, 5, 7},
     // More input channels than shared memory holds tiles of.
-    {"level_in_parts", {1, 7, 3, 10, 1}, 1, 1, 16, 32},
+    {"level_in_parts", {1, 7, 3, 20, 1}, 1, 1, 16, 32},
+    // With few processors a block takes several tiles.
+    {"level_many_tiles", {8, 3, 1, 1, 1}, 1, 5, 16, 32},
+    // Too far a reach for both gradients at once.
+    {"units_reach", {1, 3, 40, 2, 2, 4}, 2, 1, 4, 4, 1, 40},
     {"units", {3, 3, 1, 2, 4, 2}, 2, 2, 19, 35},
     // More than 33 tiles: threads merge the batch statistics of several in turn.
     {"units_many_tiles", {1, 3, 1, 1, 1, 1}, 2, 40, 16, 32},

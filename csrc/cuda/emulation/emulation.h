@@ -8,13 +8,14 @@
 // memory is a block of exactly the size asked for, filled with NaN. What is not seen: races between
 // blocks, caches, and static __shared__ arrays still holding what the block before left there.
 //
-// Environment variables, read once:
+// Environment variables, read once but for the last:
 //   BUNIT_EMULATION_ORDER            the order in which threads and blocks run. Unset: ascending.
 //                                    "reverse": descending. A number: drawn anew at every barrier
 //                                    with that seed. A race shows as a result that changes.
 //   BUNIT_EMULATION_WITHOUT_BARRIER  "file.cuh:123": the __syncthreads() in that line does nothing.
 //   BUNIT_EMULATION_SHARED_LESS      so many bytes of dynamic shared memory are missing.
-// The last two break kernels on purpose, to see that the sanitizers tell.
+//   BUNIT_EMULATION_PROCESSORS       how many the device has: of few, a block gets more work.
+// Those about barriers and shared memory break kernels on purpose, to see that the sanitizers tell.
 #pragma once
 
 #include "builtins.h"
