@@ -37,27 +37,26 @@ struct Shape {
   int pad;
 };
 
-__host__ __device__ inline Shape shape_of(const Run& run, const LevelConvCall& call) {
-  const int span = call.dilation * (run.kernel - 1);
-  if (!call.transposed) return {run.widths[0], run.widths[1], run.pad};
-  return {run.widths[1], run.widths[0], call.stride == 1 ? span - run.pad : run.pad};
+__host__ __device__ inline Shape shape_of(const Kind& kind, const LevelConvCall& call) {
+  const int span = call.dilation * (kind.kernel - 1);
+  if (!call.transposed) return {kind.widths[0], kind.widths[1], kind.pad};
+  return {kind.widths[1], kind.widths[0], call.stride == 1 ? span - kind.pad : kind.pad};
 }
 
 struct Place {
   int n0, images, y, x;  // of the tile
 };
 
+// Of a unit whose weight begins at `from`.
 template <class T, int C>
-__device__ void load_weights_of(const LevelConvCall& call, const Run& run, int unit, int c0,
+__device__ void load_weights_of(const LevelConvCall& call, const Kind& kind, const T* from, int c0,
                                 int ci0, int channels, float* to) {
-  const int area = run.kernel * run.kernel;
-  const T* from = static_cast<const T*>(call.weight) + run.weights[0] + unit * run.block(0);
+  const int area = kind.kernel * kind.kernel, ins = kind.widths[0];
   for (int i = int(threadIdx.x); i < channels * area * C; i += Tiling::kThreads) {
     const int c = c0 + i % C, t = i / C % area, ci = ci0 + i / C / area;
     // [c_out][c_in][taps] of the level; turned where the convolution runs backwards at stride 1.
-    const int at = call.transposed
-                       ? (ci * run.widths[0] + c) * area + (call.stride == 1 ? area - 1 - t : t)
-                       : (c * run.widths[0] + ci) * area + t;
+    const int at = call.transposed ? (ci * ins + c) * area + (call.stride == 1 ? area - 1 - t : t)
+                                   : (c * ins + ci) * area + t;
     to[i] = to_float(from[at]);
   }
 }
@@ -89,13 +88,13 @@ __device__ inline int source_of(const LevelConvCall& call, int pad, int at, int 
 }
 
 template <class T, int C, int R>
-__device__ void accumulate_direct(const LevelConvCall& call, const Run& run, int pad, int n,
+__device__ void accumulate_direct(const LevelConvCall& call, int kernel, int pad, int n,
                                   int channel, int channels, int y, int x, const float* weights,
                                   float (&acc)[C][R]) {
   const View& view = call.x.view;
   for (int ci = 0; ci < channels; ++ci) {
-    for (int ky = 0; ky < run.kernel; ++ky) {
-      for (int kx = 0; kx < run.kernel; ++kx, weights += C) {
+    for (int ky = 0; ky < kernel; ++ky) {
+      for (int kx = 0; kx < kernel; ++kx, weights += C) {
         const int column = source_of(call, pad, x, kx, view.w);
         if (column < 0) continue;
 #pragma unroll
@@ -144,12 +143,14 @@ template <class T, int C>
 __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const Run& run, int unit,
                           int c0, int part, const Place& place, float* shared) {
   constexpr int R = Tiling::kRows;
-  const Shape shape = shape_of(run, call);
-  const int area = run.kernel * run.kernel, span = call.dilation * (run.kernel - 1);
+  const Kind& kind = run.kind();
+  const Shape shape = shape_of(kind, call);
+  const int area = kind.kernel * kind.kernel, span = call.dilation * (kind.kernel - 1);
   const int stride = call.transposed ? 1 : call.stride;
-  const int first_in = run.channels[call.transposed ? 1 : 0] + unit * shape.ins;
-  const int first_out = run.channels[call.transposed ? 0 : 1] + unit * shape.outs + c0;
+  const int first_in = run.channel(call.transposed ? 1 : 0) + unit * shape.ins;
+  const int first_out = run.channel(call.transposed ? 0 : 1) + unit * shape.outs + c0;
   const int h = (tiling.h() - 1) * stride + span + 1, w = (tiling.w - 1) * stride + span + 1;
+  const T* weight = static_cast<const T*>(call.weight) + run.weight(0) + unit * kind.block(0);
   float* weights = shared;
   float* tile = shared + (tiling.chunk * area * C + 3) / 4 * 4;
 
@@ -167,7 +168,7 @@ __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const
   for (int ci = 0; ci < shape.ins; ci += tiling.chunk) {
     const int channels = min(tiling.chunk, shape.ins - ci);
     __syncthreads();
-    load_weights_of<T, C>(call, run, unit, c0, ci, channels, weights);
+    load_weights_of<T, C>(call, kind, weight, c0, ci, channels, weights);
     if (!tiling.direct) {
       load_tile<T>(call, place, first_in + ci, channels, place.y * stride - shape.pad,
                    place.x * stride - shape.pad, h, w, tile);
@@ -175,10 +176,10 @@ __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const
     __syncthreads();
     if (!active) continue;
     if (tiling.direct) {
-      accumulate_direct<T>(call, run, shape.pad, place.n0 + image, first_in + ci, channels, line,
-                           column, weights, acc);
+      accumulate_direct<T>(call, kind.kernel, shape.pad, place.n0 + image, first_in + ci, channels,
+                           line, column, weights, acc);
     } else {
-      const Taps taps{run.kernel, call.dilation, stride, w, place.images * h * w};
+      const Taps taps{kind.kernel, call.dilation, stride, w, place.images * h * w};
       accumulate(tile + (image * h + strip * R * stride) * w + x * stride, taps, channels, weights,
                  acc);
     }
@@ -206,10 +207,10 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   BUNIT_DYNAMIC_SHARED(float, shared);
   const int item = int(blockIdx.x % unsigned(runs.items));
   const int part = int(blockIdx.x / unsigned(runs.items));
-  const Run& run = runs.of(item);
-  const int outs = shape_of(run, call).outs, blocks = (outs + kChannels - 1) / kChannels;
-  const int unit = (item - run.first) / blocks;
-  const int c0 = (item - run.first) % blocks * kChannels;
+  const Run run(runs, item);
+  const int outs = shape_of(run.kind(), call).outs, blocks = (outs + kChannels - 1) / kChannels;
+  const int unit = (item - run.first()) / blocks;
+  const int c0 = (item - run.first()) % blocks * kChannels;
   Place place{};
   place.x = part % tiling.tiles_x * tiling.w;
   place.y = part / tiling.tiles_x % tiling.tiles_y * tiling.h();
@@ -220,19 +221,25 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   });
 }
 
-std::vector<Runs> runs_of_level(const Stack& stack, int level, const LevelConvCall& call) {
-  return runs_of(stack, level, 1,
-                 [&](const Run& run) { return ceil_div(shape_of(run, call).outs, kChannels); });
+template <bool Transposed>
+int blocks_of(const Kind& kind) {
+  return ceil_div(kind.widths[Transposed ? 0 : 1], kChannels);
 }
 
-Tiling tiling_of(const std::vector<Runs>& lists, const LevelConvCall& call) {
-  int kernel = 1, ins = 1;
-  for (const Runs& list : lists) {
-    for (int r = 0; r < list.count; ++r) {
-      kernel = std::max(kernel, list.runs[r].kernel);
-      ins = std::max(ins, shape_of(list.runs[r], call).ins);
-    }
-  }
+std::shared_ptr<const WorkList> list_of(const Layer& layer, int level, const LevelConvCall& call) {
+  return layer.level(level, call.transposed ? blocks_of<true> : blocks_of<false>);
+}
+
+int largest_kernel(const WorkList& list) {
+  int kernel = 1;
+  for (const Kind& kind : list.kinds) kernel = std::max<int>(kernel, kind.kernel);
+  return kernel;
+}
+
+Tiling tiling_of(const WorkList& list, const LevelConvCall& call) {
+  const int kernel = largest_kernel(list);
+  int ins = 1;
+  for (const Kind& kind : list.kinds) ins = std::max(ins, shape_of(kind, call).ins);
   const int64_t area = int64_t(kernel) * kernel, span = int64_t(call.dilation) * (kernel - 1);
   const int64_t stride = call.transposed ? 1 : call.stride;
   Tiling t{};
@@ -254,31 +261,28 @@ Tiling tiling_of(const std::vector<Runs>& lists, const LevelConvCall& call) {
 
 }  // namespace
 
-int64_t level_conv_parts(const Stack& stack, int level, const LevelConvCall& call) {
-  const Tiling t = tiling_of(runs_of_level(stack, level, call), call);
+int64_t level_conv_parts(const Layer& layer, int level, const LevelConvCall& call) {
+  const Tiling t = tiling_of(*list_of(layer, level, call), call);
   return int64_t(t.tiles_y) * t.tiles_x * t.image_groups;
 }
 
-void level_conv(const Stack& stack, int level, const LevelConvCall& call, const Tensor& like,
+void level_conv(const Layer& layer, int level, const LevelConvCall& call, const Tensor& like,
                 cudaStream_t stream) {
-  const std::vector<Runs> lists = runs_of_level(stack, level, call);
-  const Tiling t = tiling_of(lists, call);
-  int kernel = 1;
-  for (const Runs& list : lists) {
-    for (int r = 0; r < list.count; ++r) kernel = std::max(kernel, list.runs[r].kernel);
-  }
+  const auto list = list_of(layer, level, call);
+  const Tiling t = tiling_of(*list, call);
+  const int kernel = largest_kernel(*list);
   const int64_t weights = (int64_t(t.chunk) * kernel * kernel * kChannels + 3) / 4 * 4;
   const int64_t least = (kChannels + 1) * Tiling::kThreads / 32;  // for the moments
   const int64_t bytes = std::max(weights + int64_t(t.chunk) * t.tile, least) * 4;
   STD_TORCH_CHECK(bytes <= 48 * 1024, "kernels of ", kernel, "x", kernel,
                   " pixels are too large for backend cuda");
   const int64_t tiles = int64_t(t.tiles_y) * t.tiles_x * t.image_groups;
-  for (const Runs& list : lists) {
-    STD_TORCH_CHECK(tiles * list.items < (int64_t(1) << 31), "more than 2^31 tiles");
+  for (const Runs& runs : list->launches) {
+    STD_TORCH_CHECK(tiles * runs.items < (int64_t(1) << 31), "more than 2^31 tiles");
     for_dtype(like, [&](auto type) {
       using T = decltype(type);
-      BUNIT_LAUNCH((level_conv_kernel<T>), dim3(unsigned(tiles * list.items)),
-                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, list);
+      BUNIT_LAUNCH((level_conv_kernel<T>), dim3(unsigned(tiles * runs.items)),
+                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, runs);
     });
     check_launch("level_conv");
   }

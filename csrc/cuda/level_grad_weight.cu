@@ -20,10 +20,10 @@ constexpr int64_t kBlocks = 132 * 16, kPixels = 1024;
 struct Items {
   int taps, blocks;  // groups of taps, of output channels
 
-  __host__ __device__ explicit Items(const Run& run)
-      : taps((run.kernel * run.kernel + kTaps - 1) / kTaps),
-        blocks((run.widths[1] + kChannels - 1) / kChannels) {}
-  __host__ __device__ int of_unit(const Run& run) const { return run.widths[0] * blocks * taps; }
+  __host__ __device__ explicit Items(const Kind& kind)
+      : taps((kind.kernel * kind.kernel + kTaps - 1) / kTaps),
+        blocks((kind.widths[1] + kChannels - 1) / kChannels) {}
+  __host__ __device__ int of_unit(const Kind& kind) const { return kind.widths[0] * blocks * taps; }
 };
 
 template <class T>
@@ -34,18 +34,19 @@ __global__ void __launch_bounds__(kThreads, 4)
   __shared__ float shared[kThreads / 32 * kChannels * kTaps];
   const int item = int(blockIdx.x % unsigned(runs.items));
   const int part = int(blockIdx.x / unsigned(runs.items));
-  const Run& run = runs.of(item);
-  const Items items(run);
-  int rest = item - run.first;
+  const Run run(runs, item);
+  const Kind& kind = run.kind();
+  const Items items(kind);
+  int rest = item - run.first();
   const int t0 = rest % items.taps * kTaps;
   rest /= items.taps;
   const int c0 = rest % items.blocks * kChannels;
   rest /= items.blocks;
-  const int ci = rest % run.widths[0], unit = rest / run.widths[0];
-  const int channels = min(kChannels, run.widths[1] - c0);
-  const int area = run.kernel * run.kernel, taps = min(kTaps, area - t0);
-  const int first_out = run.channels[1] + unit * run.widths[1] + c0;
-  const int in_channel = run.channels[0] + unit * run.widths[0] + ci;
+  const int ci = rest % kind.widths[0], unit = rest / kind.widths[0];
+  const int channels = min(kChannels, kind.widths[1] - c0);
+  const int area = kind.kernel * kind.kernel, taps = min(kTaps, area - t0);
+  const int first_out = run.channel(1) + unit * kind.widths[1] + c0;
+  const int in_channel = run.channel(0) + unit * kind.widths[0] + ci;
 
   float sums[kChannels * kTaps] = {}, bias[kChannels] = {};
   const View &g = call.grad.view, &x = call.x.view;
@@ -62,9 +63,9 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
     for (int i = 0; i < kTaps; ++i) {
       if (i >= taps) break;
-      const int ky = (t0 + i) / run.kernel, kx = (t0 + i) % run.kernel;
-      const int y = line * call.stride - run.pad + ky * call.dilation;
-      const int xx = column * call.stride - run.pad + kx * call.dilation;
+      const int ky = (t0 + i) / kind.kernel, kx = (t0 + i) % kind.kernel;
+      const int y = line * call.stride - kind.pad + ky * call.dilation;
+      const int xx = column * call.stride - kind.pad + kx * call.dilation;
       if (y < 0 || y >= x.h || xx < 0 || xx >= x.w) continue;
       const float v = call.x.read<T>(n, in_channel, y, xx);
 #pragma unroll
@@ -77,13 +78,13 @@ __global__ void __launch_bounds__(kThreads, 4)
     block_sum<kThreads>(bias, shared);
   }
   if (threadIdx.x != 0) return;
-  float* to = weight_parts + part * weight_size + run.weights[0] + unit * run.block(0);
+  float* to = weight_parts + part * weight_size + run.weight(0) + unit * kind.block(0);
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
     if (c >= channels) break;
 #pragma unroll
     for (int i = 0; i < kTaps; ++i) {
-      if (i < taps) to[((c0 + c) * run.widths[0] + ci) * area + t0 + i] = sums[c * kTaps + i];
+      if (i < taps) to[((c0 + c) * kind.widths[0] + ci) * area + t0 + i] = sums[c * kTaps + i];
     }
     if (with_bias) bias_parts[int64_t(part) * g.c + first_out + c] = bias[c];
   }
@@ -112,26 +113,23 @@ void sum_parts(const float* parts, int64_t count, Tensor& out, cudaStream_t stre
 
 }  // namespace
 
-void level_grad_weight(const Stack& stack, int level, const LevelGradWeightCall& call,
+void level_grad_weight(const Layer& layer, int level, const LevelGradWeightCall& call,
                        const Tensor& like, Tensor& grad_weight, Tensor& grad_bias,
                        cudaStream_t stream) {
-  const std::vector<Runs> lists =
-      runs_of(stack, level, 1, [](const Run& run) { return Items(run).of_unit(run); });
-  int64_t items = 0;
-  for (const Runs& list : lists) items += list.items;
+  const auto list = layer.level(level, [](const Kind& kind) { return Items(kind).of_unit(kind); });
   const View& g = call.grad.view;
   const int64_t all = int64_t(g.n) * g.h * g.w;
-  const int64_t wanted = std::max<int64_t>(1, kBlocks / std::max<int64_t>(1, items));
+  const int64_t wanted = std::max<int64_t>(1, kBlocks / std::max<int64_t>(1, list->items));
   const int64_t parts = std::clamp<int64_t>(all / kPixels, 1, wanted);
   const int64_t pixels = (all + parts - 1) / parts;
   Tensor weight_parts = new_tensor(like, {parts, grad_weight.numel()}, ScalarType::Float);
   Tensor bias_parts = new_tensor(like, {parts, grad_bias.numel()}, ScalarType::Float);
-  for (const Runs& list : lists) {
-    STD_TORCH_CHECK(parts * list.items < (int64_t(1) << 31), "more than 2^31 blocks");
+  for (const Runs& runs : list->launches) {
+    STD_TORCH_CHECK(parts * runs.items < (int64_t(1) << 31), "more than 2^31 blocks");
     for_dtype(like, [&](auto type) {
       using T = decltype(type);
-      BUNIT_LAUNCH((level_grad_weight_kernel<T>), dim3(unsigned(parts * list.items)),
-                   dim3(kThreads), 0, stream, call, list, pixels, floats(weight_parts),
+      BUNIT_LAUNCH((level_grad_weight_kernel<T>), dim3(unsigned(parts * runs.items)),
+                   dim3(kThreads), 0, stream, call, runs, pixels, floats(weight_parts),
                    grad_weight.numel(), floats(bias_parts));
     });
     check_launch("level_grad_weight");

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/launch.h"
-#include "cuda/runs.h"
+#include "cuda/layer.h"
 
 namespace bunit::gpu {
 
@@ -12,7 +12,7 @@ struct LevelGradWeightCall {
 };
 
 // Fills `grad_weight` and `grad_bias`, of any dtype, from sums in a fixed order.
-void level_grad_weight(const Stack& stack, int level, const LevelGradWeightCall& call,
+void level_grad_weight(const Layer& layer, int level, const LevelGradWeightCall& call,
                        const Tensor& like, Tensor& grad_weight, Tensor& grad_bias,
                        cudaStream_t stream);
 

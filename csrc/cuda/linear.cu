@@ -26,7 +26,8 @@ void check_rows(const Tensor& x, int64_t channels) {
 Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
            const std::vector<Tensor>& biases, const std::vector<int64_t>& units, Activation hidden,
            Activation out) {
-  const Stack stack = Stack::linear(units, int64_t(weights.size()));
+  const auto layer = linear_layer(units, int64_t(weights.size()));
+  const Stack& stack = layer->stack;
   const Tensor x = dense(input);
   check_rows(x, stack.channels[0]);
   UnitForwardCall call{};
@@ -51,7 +52,7 @@ Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
   const OnDevice device(x);
   call.x = rows_of(x);
   call.y = rows_of(y);
-  if (unit_forward(stack, call, x, device.stream())) return y;
+  if (unit_forward(*layer, call, x, device.stream())) return y;
 
   // Units too wide for shared memory: level by level.
   Tensor in = x;
@@ -65,7 +66,7 @@ Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
     level.bias = call.biases[l];
     level.stride = level.dilation = 1;
     level.out = last ? out : hidden;
-    level_conv(stack, l, level, x, device.stream());
+    level_conv(*layer, l, level, x, device.stream());
     in = to;
   }
   return y;
@@ -86,7 +87,8 @@ Tensor stacked_unit_linear(const Tensor& x, const std::vector<Tensor>& weights,
 
 Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
                                  const std::vector<int64_t>& units) {
-  const Stack stack = Stack::linear(units, 1);
+  const auto layer = linear_layer(units, 1);
+  const Stack& stack = layer->stack;
   const Tensor grad = dense(gradient), dense_weight = dense(weight);
   check_rows(grad, stack.channels[1]);
   STD_TORCH_CHECK(
@@ -101,14 +103,15 @@ Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
   call.weight = dense_weight.const_data_ptr();
   call.stride = call.dilation = 1;
   call.transposed = true;
-  level_conv(stack, 0, call, grad, device.stream());
+  level_conv(*layer, 0, call, grad, device.stream());
   return grad_x;
 }
 
 std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, const Tensor& input,
                                                       const std::vector<int64_t>& weight_shape,
                                                       const std::vector<int64_t>& units) {
-  const Stack stack = Stack::linear(units, 1);
+  const auto layer = linear_layer(units, 1);
+  const Stack& stack = layer->stack;
   const Tensor grad = dense(gradient), x = dense(input);
   check_rows(grad, stack.channels[1]);
   check_rows(x, stack.channels[0]);
@@ -122,7 +125,7 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
   call.x.view = rows_of(x);
   call.grad.view = rows_of(grad);
   call.stride = call.dilation = 1;
-  level_grad_weight(stack, 0, call, x, grad_weight, grad_bias, device.stream());
+  level_grad_weight(*layer, 0, call, x, grad_weight, grad_bias, device.stream());
   return {grad_weight, grad_bias};
 }
 

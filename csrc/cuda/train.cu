@@ -61,7 +61,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const std::string& activation, const std::string& out_activation,
     const std::string& residual_activation) {
   const int depth = int(weights.size());
-  const Stack stack = Stack::conv(units, depth);
+  const auto layer = conv_layer(units, depth);
+  const Stack& stack = layer->stack;
   STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == stack.channels[0], "expected an input [N, ",
                   stack.channels[0], ", H, W]");
   STD_TORCH_CHECK(gammas.size() == weights.size() && betas.size() == weights.size(),
@@ -96,10 +97,10 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     pre_norms.push_back(new_like(x, {x.size(0), stack.channels[l + 1], h, w}, channels_last));
     call.y = view_of(pre_norms.back());
     call.weight = dense_weight.const_data_ptr();
-    const int64_t parts = level_conv_parts(stack, l, call);
+    const int64_t parts = level_conv_parts(*layer, l, call);
     Tensor moments = new_tensor(x, {parts, stack.channels[l + 1], 3}, ScalarType::Float);
     call.moments = reinterpret_cast<Moments*>(floats(moments));
-    level_conv(stack, l, call, x, device.stream());
+    level_conv(*layer, l, call, x, device.stream());
     finish_moments(call.moments, parts, int(stack.channels[l + 1]), eps, norms.gamma(l),
                    norms.stats(l), total, norms.scale(l), device.stream());
   }
@@ -127,7 +128,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
     const std::string& activation, const std::string& out_activation) {
   const int depth = int(weights.size());
-  const Stack stack = Stack::conv(units, depth);
+  const auto layer = conv_layer(units, depth);
+  const Stack& stack = layer->stack;
   const OnDevice device(x);
   const Tensor stats = as_float(given_stats);
   Norms norms(stack, gammas, betas, stats, x);
@@ -167,7 +169,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     of_weight.dilation = int(dilation);
     grad_weights[i] = new_tensor(x, weights[i].sizes().vec(), weights[i].scalar_type());
     Tensor grad_bias = new_tensor(x, {stack.channels[l + 1]}, ScalarType::Float);
-    level_grad_weight(stack, l, of_weight, x, grad_weights[i], grad_bias, device.stream());
+    level_grad_weight(*layer, l, of_weight, x, grad_weights[i], grad_bias, device.stream());
 
     const Tensor grad_in = new_like(x, {input.size(0), input.size(1), input.size(2), input.size(3)},
                                     wants_channels_last(input));
@@ -179,7 +181,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     of_input.stride = of_weight.stride;
     of_input.dilation = int(dilation);
     of_input.transposed = true;
-    level_conv(stack, l, of_input, x, device.stream());
+    level_conv(*layer, l, of_input, x, device.stream());
     grad = grad_in;
   }
   return {grad, grad_weights, grad_affine};
