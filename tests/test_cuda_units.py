@@ -11,7 +11,6 @@ import emulated_build
 import pytest
 import torch
 from reference_cases import ConvCase, LinearCase
-from reference_checks import check_against_reference
 from reference_loop import loop
 from reference_runs import (
     conv2d,
@@ -23,6 +22,8 @@ from reference_runs import (
     unit_linear,
 )
 from tolerance import assert_near, tolerance
+
+from bunit_kernels import backend
 
 if emulated_build.why_no_kernels() is not None:
     pytest.skip(emulated_build.why_no_kernels(), allow_module_level=True)
@@ -151,17 +152,24 @@ def test_256_runs_are_one_launch_of_every_kernel():
 
 
 def test_1000_runs():
-    names = check_output(unit_conv2d, ConvCase(random_units(1000), size=(1, 2, 3)))
+    names = check_output(unit_conv2d, ConvCase(random_units(1000), size=(1, 1, 2)))
     assert 1 < len(names) <= 4
-    levels = tuple(itertools.islice(itertools.cycle(("1-2", "2-1", "1-1")), 600))
-    check_against_reference(conv2d, ConvCase(levels, size=(1, 2, 2)), torch.float32, 0)
+
+
+def test_gradients_of_more_runs_than_a_launch_holds():
+    levels = tuple(itertools.islice(itertools.cycle(("1-2", "2-1", "1-1")), 300))
+    case = ConvCase(levels, size=(1, 1, 2), out_activation="identity")
+    tensors = converted(draw(case, comparable=False), torch.float32)
+    actual = outputs_and_gradients(conv2d, case, tensors)
+    with backend("torch"):
+        expected = outputs_and_gradients(conv2d, case, converted(tensors, torch.float64))
+    for name, value in expected.items():
+        assert_near(actual[name], value, tolerance(torch.float32, case.longest_sum, 4), name)
 
 
 def test_more_units_than_a_run_holds():
-    for count in (248, 249, 600):
-        names = check_output(unit_conv2d, ConvCase("1-1-1", count, size=(1, 1, 2)))
-        assert len(names) == 1
-    check_output(unit_conv2d, ConvCase("1-2-1", 251, size=(1, 2, 2), layout="channels_last"))
+    assert len(check_output(unit_conv2d, ConvCase("1-1-1", 500, size=(1, 1, 2)))) == 1
+    check_output(unit_conv2d, ConvCase("1-2-1", 251, size=(1, 1, 2), layout="channels_last"))
 
 
 def test_more_kinds_than_a_launch_holds():
@@ -173,5 +181,5 @@ def test_more_kinds_than_a_launch_holds():
 def test_more_layers_than_are_remembered():
     """Each for the first time, and all of them again."""
     for _ in range(2):
-        for count in range(1, 140):
+        for count in range(1, 133):
             check_output(unit_linear, LinearCase("1-1", count, size=(1,)))
