@@ -262,7 +262,7 @@ def test_linear_units_go_back_in_two_launches(units, seed):
         LinearCase(("2-3-1", "1-2-2"), size=(4700,)),  # several tiles a block
         LinearCase("1-2-1", 65, size=(300,)),  # several groups of units
         LinearCase("1-2-1", 520, size=(300,)),  # tiles of many rows, as there are many groups
-        LinearCase(("1-1", "2-1") * 40, size=(40,)),  # more runs than a launch takes
+        LinearCase(("1-1", "2-1") * 130, size=(33,)),  # more runs than a launch takes
         LinearCase("16-32-16", 3, size=(70,)),
         LinearCase("3-40-2-5", 3, size=(70,), bias=False),
     ],

@@ -89,6 +89,9 @@ def test_random_linear_units(op, index, seed):
     [
         (unit_conv2d, ConvCase("2-4-2", 64, size=(32, 56, 56))),
         (unit_conv2d, ConvCase(("1-2-1", "2-1-2", "3-2-1") * 20, size=(16, 32, 32))),
+        (unit_conv2d, ConvCase(("1-2-1", "2-1-2", "3-2-1") * 90, size=(16, 32, 32))),
+        (unit_conv2d, ConvCase("2-4-2", 64, size=(32, 32, 32), layout="channels_last")),
+        (unit_conv2d, ConvCase("2-4-4", 64, size=(32, 31, 33), stride=2)),
         (unit_conv2d_train, ConvCase("2-4-2", 64, size=(32, 32, 32), residual="identity")),
         (unit_conv2d_train, ConvCase("2-4-4", 64, size=(32, 32, 32), stride=2)),
     ],

@@ -40,7 +40,7 @@ Size output_size(const Stack& stack, Size in, int64_t stride, int64_t dilation) 
 }
 
 // Level by level, for units whose tiles do not fit shared memory.
-void run_levels(const Stack& stack, const UnitForwardCall& call, const Tensor& x, const Tensor& y,
+void run_levels(const Layer& layer, const UnitForwardCall& call, const Tensor& x, const Tensor& y,
                 cudaStream_t stream) {
   const bool channels_last = wants_channels_last(y);
   Tensor in = x;
@@ -58,11 +58,11 @@ void run_levels(const Stack& stack, const UnitForwardCall& call, const Tensor& x
     Tensor out = y;
     level.y = call.y;
     if (!last) {
-      const Size size = output_size(stack, {from.h, from.w}, stride, call.dilation);
-      out = new_like(x, {x.size(0), stack.channels[l + 1], size.h, size.w}, channels_last);
+      const Size size = output_size(layer.stack, {from.h, from.w}, stride, call.dilation);
+      out = new_like(x, {x.size(0), layer.stack.channels[l + 1], size.h, size.w}, channels_last);
       level.y = view_of(out);
     }
-    level_conv(stack, l, level, x, stream);
+    level_conv(layer, l, level, x, stream);
     in = out;
     from = level.y;
   }
@@ -75,7 +75,8 @@ void run_levels(const Stack& stack, const UnitForwardCall& call, const Tensor& x
 Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
            const std::optional<Tensor>& residual, const std::vector<int64_t>& units, int64_t stride,
            int64_t dilation, Activation hidden, Activation out, Activation after_residual) {
-  const Stack stack = Stack::conv(units, int64_t(weights.size()));
+  const auto layer = conv_layer(units, int64_t(weights.size()));
+  const Stack& stack = layer->stack;
   check_input(x, stack.channels[0], "an input");
   STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), weights.size(),
                   " weights but ", biases.size(), " biases");
@@ -114,8 +115,8 @@ Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vecto
   }
   if (y.numel() == 0) return y;
   const OnDevice device(x);
-  if (!unit_forward(stack, call, x, device.stream())) {
-    run_levels(stack, call, x, y, device.stream());
+  if (!unit_forward(*layer, call, x, device.stream())) {
+    run_levels(*layer, call, x, y, device.stream());
   }
   return y;
 }
@@ -148,7 +149,8 @@ Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
                                  const std::vector<int64_t>& input_size,
                                  const std::vector<int64_t>& units, int64_t stride,
                                  int64_t dilation) {
-  const Stack stack = Stack::conv(units, 1);
+  const auto layer = conv_layer(units, 1);
+  const Stack& stack = layer->stack;
   check_input(grad, stack.channels[1], "a gradient");
   check_level(stack, 0, weight, grad);
   STD_TORCH_CHECK(
@@ -165,7 +167,7 @@ Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
   call.dilation = int(dilation);
   call.transposed = true;
   const OnDevice device(grad);
-  level_conv(stack, 0, call, grad, device.stream());
+  level_conv(*layer, 0, call, grad, device.stream());
   return grad_x;
 }
 
@@ -173,7 +175,8 @@ std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const 
                                                       const std::vector<int64_t>& weight_shape,
                                                       const std::vector<int64_t>& units,
                                                       int64_t stride, int64_t dilation) {
-  const Stack stack = Stack::conv(units, 1);
+  const auto layer = conv_layer(units, 1);
+  const Stack& stack = layer->stack;
   check_input(x, stack.channels[0], "an input");
   check_input(grad, stack.channels[1], "a gradient");
   STD_TORCH_CHECK(grad.size(0) == x.size(0) && grad.scalar_type() == x.scalar_type(),
@@ -188,7 +191,7 @@ std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const 
   call.grad.view = view_of(grad);
   call.stride = int(stride);
   call.dilation = int(dilation);
-  level_grad_weight(stack, 0, call, x, grad_weight, &grad_bias, device.stream());
+  level_grad_weight(*layer, 0, call, x, grad_weight, &grad_bias, device.stream());
   return {grad_weight, grad_bias};
 }
 

@@ -36,12 +36,12 @@ struct Layout {
   int weights, grads, xs, totals, sums;
   int64_t all;
 
-  __host__ __device__ Layout(const Run& run, const Tiling& tiling, int dilation)
-      : ins(run.widths[0]),
-        outs(run.widths[1]),
-        area(run.kernel * run.kernel),
-        span(dilation * (run.kernel - 1)) {
-    const int64_t weight = run.block(0), pixels = int64_t(tiling.images) * tiling.h * tiling.w;
+  __host__ __device__ Layout(const Kind& kind, const Tiling& tiling, int dilation)
+      : ins(kind.widths[0]),
+        outs(kind.widths[1]),
+        area(kind.kernel * kind.kernel),
+        span(dilation * (kind.kernel - 1)) {
+    const int64_t weight = kind.block(0), pixels = int64_t(tiling.images) * tiling.h * tiling.w;
     // A strip of up to 8 rows reads past the tile's last row.
     const int64_t halo = outs * int64_t(tiling.images) * (tiling.h + span) + 8;
     const int64_t sizes[] = {(weight + 3) / 4 * 4, halo * (tiling.w + span), ins * pixels,
@@ -152,19 +152,19 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   BUNIT_DYNAMIC_SHARED(float, shared);
   const int unit_item = int(blockIdx.x % unsigned(runs.items));
   const int part = int(blockIdx.x / unsigned(runs.items));
-  const Run& run = runs.of(unit_item);
-  const int unit = unit_item - run.first;
-  Block block{Layout(run, tiling, call.dilation)};
+  const Run run(runs, unit_item);
+  const LevelUnit unit(run, unit_item - run.first());
+  const Kind& kind = unit.kind;
+  Block block{Layout(kind, tiling, call.dilation)};
   const Layout& layout = block.layout;
   block.weights = shared;
   block.grads = block.weights + layout.weights;
   block.xs = block.grads + layout.grads;
   block.totals = block.xs + layout.xs;
   block.sums = block.totals + layout.totals;
-  block.first_x = run.channels[0] + unit * layout.ins;
-  const int first_grad = run.channels[1] + unit * layout.outs;
-  const int64_t begin = run.weights[0] + unit * run.block(0);
-  load_all_weights<T, Tiling::kThreads>(call.weight, {begin, layout.ins, layout.area, true, true},
+  block.first_x = unit.channels[0];
+  load_all_weights<T, Tiling::kThreads>(call.weight,
+                                        {unit.weight, layout.ins, layout.area, true, true},
                                         layout.outs, layout.ins, block.weights);
   for (int i = int(threadIdx.x); i < layout.totals + layout.sums; i += Tiling::kThreads) {
     block.totals[i] = 0.f;
@@ -176,38 +176,39 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
     const int x = tile % tiling.tiles_x * tiling.w;
     const int y = tile / tiling.tiles_x % tiling.tiles_y * tiling.h;
     const int n0 = tile / tiling.tiles_x / tiling.tiles_y * tiling.images;
-    const int images = min(tiling.images, image.n - n0), halo = layout.span - run.pad;
+    const int images = min(tiling.images, image.n - n0), halo = layout.span - kind.pad;
     block.h = min(tiling.h, image.h - y);
     block.w = min(tiling.w, image.w - x);
     block.x = {n0, images, y, x, tiling.h, tiling.w};
     block.grad = {n0, images, y - halo, x - halo, tiling.h + layout.span, tiling.w + layout.span};
     __syncthreads();
-    load_window<T, Tiling::kThreads>(call.grad, first_grad, layout.outs, block.grad, block.grads);
+    load_window<T, Tiling::kThreads>(call.grad, unit.channels[1], layout.outs, block.grad,
+                                     block.grads);
     load_window<T, Tiling::kThreads>(raw, block.first_x, layout.ins, block.x, block.xs);
     __syncthreads();
     for (int c0 = 0; c0 < layout.ins; c0 += kChannels) {
       for_count(min(kChannels, layout.ins - c0), [&](auto count) {
-        input_grads<T, decltype(count)::value>(call, block, run.kernel, c0);
+        input_grads<T, decltype(count)::value>(call, block, kind.kernel, c0);
       });
     }
     __syncthreads();
-    weight_grads(call, block, run.kernel);
+    weight_grads(call, block, kind.kernel);
   }
   __syncthreads();
   float* to = parts + part * part_size;
-  write_parts(call, block, to + begin, to + weight_size);
+  write_parts(call, block, to + unit.weight, to + weight_size);
 }
 
-bool choose_tiles(const std::vector<Runs>& lists, const LevelBackwardCall& call, Tiling& t) {
-  const auto bytes = [&] {
-    int64_t most = 0;
-    for (const Runs& list : lists) {
-      for (int r = 0; r < list.count; ++r) {
-        most = std::max(most, Layout(list.runs[r], t, call.dilation).all * 4);
-      }
-    }
-    return most;
-  };
+// Bytes of shared memory that the largest kind takes.
+int64_t shared_bytes(const WorkList& list, const LevelBackwardCall& call, const Tiling& t) {
+  int64_t most = 0;
+  for (const Kind& kind : list.kinds) {
+    most = std::max(most, Layout(kind, t, call.dilation).all * 4);
+  }
+  return most;
+}
+
+bool choose_tiles(const WorkList& list, const LevelBackwardCall& call, Tiling& t) {
   const View& x = call.x.view;
   for (const int64_t limit : {Tiling::kSharedBytes, Tiling::kMostSharedBytes}) {
     // Tiles of one size, rather than a small one at the end.
@@ -215,49 +216,46 @@ bool choose_tiles(const std::vector<Runs>& lists, const LevelBackwardCall& call,
     t.w = ceil_div(x.w, ceil_div(x.w, Tiling::kSize));
     t.images = std::clamp(Tiling::kPixels / (t.h * t.w), 1, std::max(1, x.n));
     const int fewest = std::min(Tiling::kFewestPixels, t.h * t.w);
-    while (bytes() > limit && t.h * t.w * t.images > fewest) {
+    while (shared_bytes(list, call, t) > limit && t.h * t.w * t.images > fewest) {
       int& longest = t.images > 1 ? t.images : t.h >= t.w ? t.h : t.w;
       longest = (longest + 1) / 2;
     }
-    if (bytes() <= limit) return true;
+    if (shared_bytes(list, call, t) <= limit) return true;
   }
   return false;
 }
 
 }  // namespace
 
-bool level_backward(const Stack& stack, int level, const LevelBackwardCall& call,
+bool level_backward(const Layer& layer, int level, const LevelBackwardCall& call,
                     const Tensor& like, Tensor& grad_weight, const NormGrads& before,
                     cudaStream_t stream) {
-  const std::vector<Runs> lists = runs_of(stack, level, 1, [](const Run&) { return 1; });
+  const auto list = layer.level(level);
   Tiling t{};
-  if (!choose_tiles(lists, call, t)) return false;
+  if (!choose_tiles(*list, call, t)) return false;
   t.tiles_y = ceil_div(call.x.view.h, t.h);
   t.tiles_x = ceil_div(call.x.view.w, t.w);
   t.image_groups = ceil_div(call.x.view.n, t.images);
   const int64_t tiles = int64_t(t.tiles_y) * t.tiles_x * t.image_groups;
   STD_TORCH_CHECK(tiles < (int64_t(1) << 31), "more than 2^31 tiles");
-  const int64_t wanted = ceil_div(int64_t(processors()) * Tiling::kBlocks, stack.units.size());
+  const int64_t wanted = ceil_div(int64_t(processors()) * Tiling::kBlocks, list->items);
   t.parts = ceil_div(tiles, ceil_div(tiles, std::min(tiles, wanted)));
   const bool norm = call.x.norm.mean != nullptr;
   PartSums sums{nullptr, t.parts, norm ? call.x.view.c : 0, before};
   const int64_t weights = grad_weight.numel(), row = sums.row(weights, 0);
   Tensor parts = new_tensor(like, {t.parts, row}, ScalarType::Float);
   sums.parts = floats(parts);
-  for (const Runs& list : lists) {
-    int64_t bytes = 0;
-    for (int r = 0; r < list.count; ++r) {
-      bytes = std::max(bytes, Layout(list.runs[r], t, call.dilation).all * 4);
-    }
-    STD_TORCH_CHECK(int64_t(t.parts) * list.items < (int64_t(1) << 31), "more than 2^31 blocks");
+  const int64_t bytes = shared_bytes(*list, call, t);
+  for (const Runs& runs : list->launches) {
+    STD_TORCH_CHECK(int64_t(t.parts) * runs.items < (int64_t(1) << 31), "more than 2^31 blocks");
     for_dtype(like, [&](auto type) {
       using T = decltype(type);
       if (bytes > 48 * 1024) {
         cudaFuncSetAttribute(level_backward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              int(bytes));
       }
-      BUNIT_LAUNCH((level_backward_kernel<T>), dim3(unsigned(t.parts * list.items)),
-                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, list, floats(parts), row,
+      BUNIT_LAUNCH((level_backward_kernel<T>), dim3(unsigned(t.parts * runs.items)),
+                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, runs, floats(parts), row,
                    weights);
     });
     check_launch("level_backward");

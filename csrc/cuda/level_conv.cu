@@ -40,9 +40,6 @@ struct Tiling {
 
   __host__ __device__ int h() const { return strips * kRows; }
   int64_t tiles() const { return int64_t(tiles_y) * tiles_x * image_groups; }
-  __host__ __device__ int items(int outs) const {
-    return whole ? 1 : (outs + kChannels - 1) / kChannels;
-  }
 };
 
 struct Shape {
@@ -50,26 +47,26 @@ struct Shape {
   int pad;
 };
 
-__host__ __device__ inline Shape shape_of(const Run& run, const LevelConvCall& call) {
-  const int span = call.dilation * (run.kernel - 1);
-  if (!call.transposed) return {run.widths[0], run.widths[1], run.pad};
-  return {run.widths[1], run.widths[0], call.stride == 1 ? span - run.pad : run.pad};
+__host__ __device__ inline Shape shape_of(const Kind& kind, const LevelConvCall& call) {
+  const int span = call.dilation * (kind.kernel - 1);
+  if (!call.transposed) return {kind.widths[0], kind.widths[1], kind.pad};
+  return {kind.widths[1], kind.widths[0], call.stride == 1 ? span - kind.pad : kind.pad};
 }
 
 struct Place {
   int n0, images, y, x;  // of the tile
 };
 
-__device__ inline UnitWeight weight_of(const LevelConvCall& call, const Run& run, int unit) {
-  return {run.weights[0] + unit * run.block(0), run.widths[0], run.kernel * run.kernel,
-          call.transposed, call.transposed && call.stride == 1};
+__device__ inline UnitWeight weight_of(const LevelConvCall& call, const LevelUnit& unit) {
+  return {unit.weight, unit.kind.widths[0], unit.kind.kernel * unit.kind.kernel, call.transposed,
+          call.transposed && call.stride == 1};
 }
 
 // The input that a tile is made of.
-__device__ inline Window window_of(const LevelConvCall& call, const Tiling& tiling, const Run& run,
-                                   const Place& place) {
-  const int span = call.dilation * (run.kernel - 1), stride = call.transposed ? 1 : call.stride;
-  const int pad = shape_of(run, call).pad;
+__device__ inline Window window_of(const LevelConvCall& call, const Tiling& tiling,
+                                   const Kind& kind, const Place& place) {
+  const int span = call.dilation * (kind.kernel - 1), stride = call.transposed ? 1 : call.stride;
+  const int pad = shape_of(kind, call).pad;
   return {place.n0,
           place.images,
           place.y * stride - pad,
@@ -90,13 +87,13 @@ __device__ inline int source_of(const LevelConvCall& call, int pad, int at, int 
 }
 
 template <class T, int C, int R>
-__device__ void accumulate_direct(const LevelConvCall& call, const Run& run, int pad, int n,
+__device__ void accumulate_direct(const LevelConvCall& call, int kernel, int pad, int n,
                                   int channel, int channels, int y, int x, const float* weights,
                                   float (&acc)[C][R]) {
   const View& view = call.x.view;
   for (int ci = 0; ci < channels; ++ci) {
-    for (int ky = 0; ky < run.kernel; ++ky) {
-      for (int kx = 0; kx < run.kernel; ++kx, weights += C) {
+    for (int ky = 0; ky < kernel; ++ky) {
+      for (int kx = 0; kx < kernel; ++kx, weights += C) {
         const int column = source_of(call, pad, x, kx, view.w);
         if (column < 0) continue;
 #pragma unroll
@@ -115,15 +112,16 @@ __device__ void accumulate_direct(const LevelConvCall& call, const Run& run, int
 // Output channels [c0, c0 + C) of a unit, whose input and weights are in shared memory already
 // where the tiling says `whole`.
 template <class T, int C>
-__device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const Run& run, int unit,
+__device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const LevelUnit& unit,
                           int c0, int part, const Place& place, float* shared) {
   constexpr int R = Tiling::kRows;
-  const Shape shape = shape_of(run, call);
-  const int area = run.kernel * run.kernel;
+  const Kind& kind = unit.kind;
+  const Shape shape = shape_of(kind, call);
+  const int area = kind.kernel * kind.kernel;
   const int stride = call.transposed ? 1 : call.stride;
-  const int first_in = run.channels[call.transposed ? 1 : 0] + unit * shape.ins;
-  const int first_out = run.channels[call.transposed ? 0 : 1] + unit * shape.outs + c0;
-  const Window window = window_of(call, tiling, run, place);
+  const int first_in = unit.channels[call.transposed ? 1 : 0];
+  const int first_out = unit.channels[call.transposed ? 0 : 1] + c0;
+  const Window window = window_of(call, tiling, kind, place);
   float* sums = shared;
   float* weights = sums + Tiling::kSums;
   float* tile = weights + tiling.weights;
@@ -144,8 +142,8 @@ __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const
     const int channels = min(tiling.chunk, shape.ins - ci);
     if (!tiling.whole) {
       __syncthreads();
-      load_weights_of<T, Tiling::kThreads>(call.weight, weight_of(call, run, unit), ci, channels,
-                                           c0, C, weights);
+      load_weights_of<T, Tiling::kThreads>(call.weight, weight_of(call, unit), ci, channels, c0, C,
+                                           weights);
       if (!tiling.direct) {
         load_window<T, Tiling::kThreads>(call.x, first_in + ci, channels, window, tile);
       }
@@ -153,10 +151,10 @@ __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const
     }
     if (!active) continue;
     if (tiling.direct) {
-      accumulate_direct<T>(call, run, shape.pad, at.n0, first_in + ci, channels, at.y, at.x,
+      accumulate_direct<T>(call, kind.kernel, shape.pad, at.n0, first_in + ci, channels, at.y, at.x,
                            weights, acc);
     } else {
-      const Taps taps{run.kernel, call.dilation, stride, window.w, window.plane()};
+      const Taps taps{kind.kernel, call.dilation, stride, window.w, window.plane()};
       accumulate(tile + (image * window.h + strip * R * stride) * window.w + x * stride, taps,
                  channels, weights, acc);
     }
@@ -190,29 +188,30 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   BUNIT_DYNAMIC_SHARED(float, shared);
   const int item = int(blockIdx.x % unsigned(runs.items));
   const int part = int(blockIdx.x / unsigned(runs.items));
-  const Run& run = runs.of(item);
-  const Shape shape = shape_of(run, call);
-  const int items = tiling.items(shape.outs), unit = (item - run.first) / items;
+  const Run run(runs, item);
+  const Shape shape = shape_of(run.kind(), call);
+  const int items = run.kind().items;
+  const LevelUnit unit(run, (item - run.first()) / items);
   Place place{};
   place.x = part % tiling.tiles_x * tiling.w;
   place.y = part / tiling.tiles_x % tiling.tiles_y * tiling.h();
   place.n0 = part / tiling.tiles_x / tiling.tiles_y * tiling.images;
   place.images = min(tiling.images, call.y.n - place.n0);
-  int begin = (item - run.first) % items * kChannels, end = min(begin + kChannels, shape.outs);
+  int begin = (item - run.first()) % items * kChannels, end = min(begin + kChannels, shape.outs);
   if (tiling.whole) {
     begin = 0;
     end = shape.outs;
     float* weights = shared + Tiling::kSums;
-    load_all_weights<T, Tiling::kThreads>(call.weight, weight_of(call, run, unit), shape.ins,
-                                          shape.outs, weights);
-    load_window<T, Tiling::kThreads>(
-        call.x, run.channels[call.transposed ? 1 : 0] + unit * shape.ins, shape.ins,
-        window_of(call, tiling, run, place), weights + tiling.weights);
+    load_all_weights<T, Tiling::kThreads>(call.weight, weight_of(call, unit), shape.ins, shape.outs,
+                                          weights);
+    load_window<T, Tiling::kThreads>(call.x, unit.channels[call.transposed ? 1 : 0], shape.ins,
+                                     window_of(call, tiling, run.kind(), place),
+                                     weights + tiling.weights);
     __syncthreads();
   }
   for (int c0 = begin; c0 < end; c0 += kChannels) {
     for_count(min(kChannels, end - c0), [&](auto count) {
-      run_block<T, decltype(count)::value>(call, tiling, run, unit, c0, part, place, shared);
+      run_block<T, decltype(count)::value>(call, tiling, unit, c0, part, place, shared);
     });
   }
 }
@@ -259,28 +258,29 @@ Tiling tiling_of(const Stack& stack, int level, const LevelConvCall& call) {
 
 }  // namespace
 
-int64_t level_conv_parts(const Stack& stack, int level, const LevelConvCall& call) {
-  return tiling_of(stack, level, call).tiles();
+int64_t level_conv_parts(const Layer& layer, int level, const LevelConvCall& call) {
+  return tiling_of(layer.stack, level, call).tiles();
 }
 
-void level_conv(const Stack& stack, int level, const LevelConvCall& call, const Tensor& like,
+void level_conv(const Layer& layer, int level, const LevelConvCall& call, const Tensor& like,
                 cudaStream_t stream) {
-  const Tiling t = tiling_of(stack, level, call);
+  const Tiling t = tiling_of(layer.stack, level, call);
   const int64_t bytes = (Tiling::kSums + t.weights + int64_t(t.chunk) * t.tile) * 4;
   STD_TORCH_CHECK(t.whole || bytes <= 48 * 1024,
                   "kernels of so many pixels are too large for backend cuda");
-  const auto lists =
-      runs_of(stack, level, 1, [&](const Run& run) { return t.items(shape_of(run, call).outs); });
-  for (const Runs& list : lists) {
-    STD_TORCH_CHECK(t.tiles() * list.items < (int64_t(1) << 31), "more than 2^31 tiles");
+  const int outs = t.whole ? Layer::kAll : kChannels;
+  const auto list = call.transposed ? layer.level(level, outs, Layer::kAll)
+                                    : layer.level(level, Layer::kAll, outs);
+  for (const Runs& runs : list->launches) {
+    STD_TORCH_CHECK(t.tiles() * runs.items < (int64_t(1) << 31), "more than 2^31 tiles");
     for_dtype(like, [&](auto type) {
       using T = decltype(type);
       if (bytes > 48 * 1024) {
         cudaFuncSetAttribute(level_conv_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              int(bytes));
       }
-      BUNIT_LAUNCH((level_conv_kernel<T>), dim3(unsigned(t.tiles() * list.items)),
-                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, list);
+      BUNIT_LAUNCH((level_conv_kernel<T>), dim3(unsigned(t.tiles() * runs.items)),
+                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, runs);
     });
     check_launch("level_conv");
   }

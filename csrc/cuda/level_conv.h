@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/finish.h"
-#include "cuda/runs.h"
+#include "cuda/layer.h"
 
 namespace bunit::gpu {
 
@@ -24,10 +24,10 @@ struct LevelConvCall {
 };
 
 // How many parts a level's moments or sums come in.
-int64_t level_conv_parts(const Stack& stack, int level, const LevelConvCall& call);
+int64_t level_conv_parts(const Layer& layer, int level, const LevelConvCall& call);
 
-// Level `level` of `stack`; `like` has the images' dtype.
-void level_conv(const Stack& stack, int level, const LevelConvCall& call, const Tensor& like,
+// Level `level` of the layer; `like` has the images' dtype.
+void level_conv(const Layer& layer, int level, const LevelConvCall& call, const Tensor& like,
                 cudaStream_t stream);
 
 }  // namespace bunit::gpu

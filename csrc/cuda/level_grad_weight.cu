@@ -32,9 +32,6 @@ struct Tiling {
   __host__ __device__ int groups(int channels, int most) const {
     return (channels + most - 1) / most;
   }
-  __host__ __device__ int items(const Run& run) const {
-    return groups(run.widths[0], ins) * groups(run.widths[1], outs);
-  }
 };
 
 using Tasks = TapTasks<Tiling::kWarps>;
@@ -73,19 +70,19 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   BUNIT_DYNAMIC_SHARED(float, shared);
   const int item = int(blockIdx.x % unsigned(runs.items));
   const int part = int(blockIdx.x / unsigned(runs.items));
-  const Run& run = runs.of(item);
-  const int in_groups = tiling.groups(run.widths[0], tiling.ins);
-  const int unit = (item - run.first) / tiling.items(run);
-  const int group = (item - run.first) % tiling.items(run);
+  const Run run(runs, item);
+  const Kind& kind = run.kind();
+  const LevelUnit unit(run, (item - run.first()) / kind.items);
+  const int group = (item - run.first()) % kind.items;
+  const int in_groups = tiling.groups(kind.widths[0], tiling.ins);
   const int ci0 = group % in_groups * tiling.ins, co0 = group / in_groups * tiling.outs;
-  const int ins = min(tiling.ins, run.widths[0] - ci0),
-            outs = min(tiling.outs, run.widths[1] - co0);
-  const int first_in = run.channels[0] + unit * run.widths[0] + ci0;
-  const int first_out = run.channels[1] + unit * run.widths[1] + co0;
-  const int taps = ins * run.kernel * run.kernel;
+  const int ins = min(tiling.ins, kind.widths[0] - ci0);
+  const int outs = min(tiling.outs, kind.widths[1] - co0);
+  const int first_in = unit.channels[0] + ci0, first_out = unit.channels[1] + co0;
+  const int area = kind.kernel * kind.kernel, taps = ins * area;
   const bool with_bias = ci0 == 0 && part_size > weight_size;
 
-  const Layout layout(call, tiling, run.kernel, ins, outs);
+  const Layout layout(call, tiling, kind.kernel, ins, outs);
   const Tasks tasks(outs, taps);
   float *grads = shared, *xs = grads + layout.grads, *totals = xs + layout.xs;
   float* biases = totals + tasks.slices * outs * taps;
@@ -97,7 +94,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
     const int y = tile / tiling.tiles_x % tiling.tiles_y * tiling.h;
     const int n0 = tile / tiling.tiles_x / tiling.tiles_y * tiling.images;
     const Window own{n0, min(tiling.images, out.n - n0), y, x, tiling.h, tiling.w};
-    const Window read{n0,       own.images, y * call.stride - run.pad, x * call.stride - run.pad,
+    const Window read{n0,       own.images, y * call.stride - kind.pad, x * call.stride - kind.pad,
                       layout.h, layout.w};
     __syncthreads();
     load_window<T, Tiling::kThreads>(call.grad, first_out, outs, own, grads);
@@ -112,7 +109,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
                            read.w,
                            read.h * read.w,
                            read.plane(),
-                           run.kernel,
+                           kind.kernel,
                            call.dilation,
                            call.stride};
     tasks.run(grads, xs, pixels, [&](int slice, int co, int tap, float sum) {
@@ -129,12 +126,10 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   }
   __syncthreads();
   float* to = parts + part * part_size;
-  const int64_t begin = run.weights[0] + unit * run.block(0);
-  const int area = run.kernel * run.kernel;
   for (int i = int(threadIdx.x); i < outs * taps; i += Tiling::kThreads) {
     float total = totals[i];
     for (int s = 1; s < tasks.slices; ++s) total += totals[s * outs * taps + i];
-    to[begin + (int64_t(co0 + i / taps) * run.widths[0] + ci0) * area + i % taps] = total;
+    to[unit.weight + (int64_t(co0 + i / taps) * kind.widths[0] + ci0) * area + i % taps] = total;
   }
   if (!with_bias) return;
   for (int i = int(threadIdx.x); i < outs; i += Tiling::kThreads) {
@@ -184,7 +179,7 @@ Tiling choose_tiles(const Stack& stack, int level, const LevelGradWeightCall& ca
 
 }  // namespace
 
-void level_grad_weight(const Stack& stack, int level, const LevelGradWeightCall& call,
+void level_grad_weight(const Layer& layer, int level, const LevelGradWeightCall& call,
                        const Tensor& like, Tensor& grad_weight, Tensor* grad_bias,
                        cudaStream_t stream) {
   const int64_t weights = grad_weight.numel();
@@ -194,33 +189,28 @@ void level_grad_weight(const Stack& stack, int level, const LevelGradWeightCall&
     if (grad_bias) torch::stable::zero_(*grad_bias);
     return;
   }
-  Tiling t = choose_tiles(stack, level, call);
-  const std::vector<Runs> lists =
-      runs_of(stack, level, 1, [&](const Run& run) { return t.items(run); });
-  int64_t items = 0;
-  for (const Runs& list : lists) items += list.items;
+  Tiling t = choose_tiles(layer.stack, level, call);
+  const auto list = layer.level(level, t.ins, t.outs);
   const int64_t tiles = int64_t(t.tiles_y) * t.tiles_x * t.image_groups;
   STD_TORCH_CHECK(tiles < (int64_t(1) << 31), "more than 2^31 tiles");
-  const int64_t wanted = ceil_div(int64_t(processors()) * Tiling::kBlocks, items);
+  const int64_t wanted = ceil_div(int64_t(processors()) * Tiling::kBlocks, list->items);
   t.parts = ceil_div(tiles, ceil_div(tiles, std::min(tiles, wanted)));
   PartSums sums{nullptr, t.parts, 0, {}};
   const int64_t row = sums.row(weights, grad_bias ? out.c : 0);
   Tensor parts = new_tensor(like, {t.parts, row}, ScalarType::Float);
   sums.parts = floats(parts);
-  for (const Runs& list : lists) {
-    int64_t bytes = 0;
-    for (int r = 0; r < list.count; ++r) {
-      const Run& run = list.runs[r];
-      bytes = std::max(bytes, Layout(call, t, run.kernel, std::min(t.ins, run.widths[0]),
-                                     std::min(t.outs, run.widths[1]))
-                                      .all *
-                                  4);
-    }
-    STD_TORCH_CHECK(int64_t(t.parts) * list.items < (int64_t(1) << 31), "more than 2^31 blocks");
+  int64_t bytes = 0;
+  for (const Kind& kind : list->kinds) {
+    const Layout layout(call, t, kind.kernel, std::min<int>(t.ins, kind.widths[0]),
+                        std::min<int>(t.outs, kind.widths[1]));
+    bytes = std::max(bytes, layout.all * 4);
+  }
+  for (const Runs& runs : list->launches) {
+    STD_TORCH_CHECK(int64_t(t.parts) * runs.items < (int64_t(1) << 31), "more than 2^31 blocks");
     for_dtype(like, [&](auto type) {
       using T = decltype(type);
-      BUNIT_LAUNCH((level_grad_weight_kernel<T>), dim3(unsigned(t.parts * list.items)),
-                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, list, floats(parts), row,
+      BUNIT_LAUNCH((level_grad_weight_kernel<T>), dim3(unsigned(t.parts * runs.items)),
+                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, runs, floats(parts), row,
                    weights);
     });
     check_launch("level_grad_weight");

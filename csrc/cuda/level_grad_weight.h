@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/finish.h"
-#include "cuda/runs.h"
+#include "cuda/layer.h"
 
 namespace bunit::gpu {
 
@@ -13,7 +13,7 @@ struct LevelGradWeightCall {
 
 // Fills `grad_weight` and, where it is given, `grad_bias`, of one dtype, from sums in a fixed
 // order.
-void level_grad_weight(const Stack& stack, int level, const LevelGradWeightCall& call,
+void level_grad_weight(const Layer& layer, int level, const LevelGradWeightCall& call,
                        const Tensor& like, Tensor& grad_weight, Tensor* grad_bias,
                        cudaStream_t stream);
 

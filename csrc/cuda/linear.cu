@@ -48,9 +48,9 @@ std::vector<Tensor> dense_parameters(const Stack& stack, const Tensor& x,
 
 // One level's output from its input or, `transposed`, the gradient of its input from that of its
 // output.
-Tensor run_level(const Stack& stack, int l, const Tensor& from, const void* weight,
+Tensor run_level(const Layer& layer, int l, const Tensor& from, const void* weight,
                  const void* bias, Activation out, bool transposed, cudaStream_t stream) {
-  const int64_t channels = stack.channels[transposed ? l : l + 1];
+  const int64_t channels = layer.stack.channels[transposed ? l : l + 1];
   const Tensor to = new_like(from, with_channels(from, channels), false);
   LevelConvCall level{};
   level.x.view = rows_of(from);
@@ -60,14 +60,15 @@ Tensor run_level(const Stack& stack, int l, const Tensor& from, const void* weig
   level.stride = level.dilation = 1;
   level.out = out;
   level.transposed = transposed;
-  level_conv(stack, l, level, from, stream);
+  level_conv(layer, l, level, from, stream);
   return to;
 }
 
 Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
            const std::vector<Tensor>& biases, const std::vector<int64_t>& units, Activation hidden,
            Activation out) {
-  const Stack stack = Stack::linear(units, int64_t(weights.size()));
+  const auto layer = linear_layer(units, int64_t(weights.size()));
+  const Stack& stack = layer->stack;
   const Tensor x = dense(input);
   check_rows(x, stack.channels[0]);
   UnitForwardCall call{};
@@ -82,12 +83,12 @@ Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
   const OnDevice device(x);
   call.x = rows_of(x);
   call.y = rows_of(y);
-  if (unit_forward(stack, call, x, device.stream())) return y;
+  if (unit_forward(*layer, call, x, device.stream())) return y;
 
   // Units too wide for shared memory.
   y = x;
   for (int l = 0; l < call.depth; ++l) {
-    y = run_level(stack, l, y, call.weights[l], call.biases[l], l == call.depth - 1 ? out : hidden,
+    y = run_level(*layer, l, y, call.weights[l], call.biases[l], l == call.depth - 1 ? out : hidden,
                   false, device.stream());
   }
   return y;
@@ -108,7 +109,8 @@ Tensor stacked_unit_linear(const Tensor& x, const std::vector<Tensor>& weights,
 
 Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
                                  const std::vector<int64_t>& units) {
-  const Stack stack = Stack::linear(units, 1);
+  const auto layer = linear_layer(units, 1);
+  const Stack& stack = layer->stack;
   const Tensor grad = dense(gradient), dense_weight = dense(weight);
   check_rows(grad, stack.channels[1]);
   STD_TORCH_CHECK(
@@ -116,23 +118,24 @@ Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
       "the weight does not fit the units or the gradient's dtype");
   if (grad.numel() == 0) return new_like(grad, with_channels(grad, stack.channels[0]), false);
   const OnDevice device(grad);
-  return run_level(stack, 0, grad, dense_weight.const_data_ptr(), nullptr, Activation::identity,
+  return run_level(*layer, 0, grad, dense_weight.const_data_ptr(), nullptr, Activation::identity,
                    true, device.stream());
 }
 
-void run_level_grad_weight(const Stack& stack, int l, const Tensor& grad, const Tensor& x,
+void run_level_grad_weight(const Layer& layer, int l, const Tensor& grad, const Tensor& x,
                            Tensor& grad_weight, Tensor& grad_bias, cudaStream_t stream) {
   LevelGradWeightCall call{};
   call.x.view = rows_of(x);
   call.grad.view = rows_of(grad);
   call.stride = call.dilation = 1;
-  level_grad_weight(stack, l, call, x, grad_weight, &grad_bias, stream);
+  level_grad_weight(layer, l, call, x, grad_weight, &grad_bias, stream);
 }
 
 std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, const Tensor& input,
                                                       const std::vector<int64_t>& weight_shape,
                                                       const std::vector<int64_t>& units) {
-  const Stack stack = Stack::linear(units, 1);
+  const auto layer = linear_layer(units, 1);
+  const Stack& stack = layer->stack;
   const Tensor grad = dense(gradient), x = dense(input);
   check_rows(grad, stack.channels[1]);
   check_rows(x, stack.channels[0]);
@@ -142,18 +145,18 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
       grad_weight.numel() == stack.weight_sizes[0] && grad.scalar_type() == x.scalar_type(),
       "the weight's shape or the gradient's dtype does not fit");
   const OnDevice device(x);
-  run_level_grad_weight(stack, 0, grad, x, grad_weight, grad_bias, device.stream());
+  run_level_grad_weight(*layer, 0, grad, x, grad_weight, grad_bias, device.stream());
   return {grad_weight, grad_bias};
 }
 
 // Units too wide for shared memory, level by level; the gradient of x.
-Tensor backward_by_level(const Stack& stack, const UnitLinearBackwardCall& call, Tensor grad,
+Tensor backward_by_level(const Layer& layer, const UnitLinearBackwardCall& call, Tensor grad,
                          const Tensor& x, std::vector<Tensor>& grad_weights,
                          std::vector<Tensor>& grad_biases, cudaStream_t stream) {
-  const int last = stack.depth - 1;
+  const int last = layer.stack.depth - 1;
   std::vector<Tensor> inputs{x}, pre_activations;
   for (int l = 0; l < last || (l == last && call.out != Activation::identity); ++l) {
-    const Tensor z = run_level(stack, l, inputs.back(), call.weights[l], call.biases[l],
+    const Tensor z = run_level(layer, l, inputs.back(), call.weights[l], call.biases[l],
                                Activation::identity, false, stream);
     pre_activations.push_back(z);
     if (l == last) break;
@@ -168,11 +171,11 @@ Tensor backward_by_level(const Stack& stack, const UnitLinearBackwardCall& call,
       activation_grad(name, pre_activations[size_t(l)], grad, before, stream);
       grad = before;
     }
-    Tensor grad_bias =
-        grad_biases.empty() ? new_like(x, {stack.channels[l + 1]}, false) : grad_biases[size_t(l)];
-    run_level_grad_weight(stack, l, grad, inputs[size_t(l)], grad_weights[size_t(l)], grad_bias,
+    Tensor grad_bias = grad_biases.empty() ? new_like(x, {layer.stack.channels[l + 1]}, false)
+                                           : grad_biases[size_t(l)];
+    run_level_grad_weight(layer, l, grad, inputs[size_t(l)], grad_weights[size_t(l)], grad_bias,
                           stream);
-    grad = run_level(stack, l, grad, call.weights[l], nullptr, Activation::identity, true, stream);
+    grad = run_level(layer, l, grad, call.weights[l], nullptr, Activation::identity, true, stream);
   }
   return grad;
 }
@@ -184,7 +187,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear
     const Tensor& gradient, const Tensor& input, const std::vector<Tensor>& weights,
     const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
     const std::string& activation, const std::string& out_activation) {
-  const Stack stack = Stack::linear(units, int64_t(weights.size()));
+  const auto layer = linear_layer(units, int64_t(weights.size()));
+  const Stack& stack = layer->stack;
   const Tensor grad = dense(gradient), x = dense(input);
   check_rows(grad, stack.channels[stack.depth]);
   check_rows(x, stack.channels[0]);
@@ -212,8 +216,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear
   call.x = {x.const_data_ptr(), int(stack.channels[0])};
   call.grad = {grad.const_data_ptr(), int(stack.channels[stack.depth])};
   call.grad_x = {grad_x.const_data_ptr(), int(stack.channels[0])};
-  if (!unit_linear_backward(stack, call, x, grad_weights, grad_biases, device.stream())) {
-    grad_x = backward_by_level(stack, call, grad, x, grad_weights, grad_biases, device.stream());
+  if (!unit_linear_backward(*layer, call, x, grad_weights, grad_biases, device.stream())) {
+    grad_x = backward_by_level(*layer, call, grad, x, grad_weights, grad_biases, device.stream());
   }
   return {grad_x, grad_weights, grad_biases};
 }

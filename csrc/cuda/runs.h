@@ -1,8 +1,13 @@
 // The work list of a launch: runs of equal neighbouring units, by value among the kernel's
-// parameters, so that nothing is allocated or copied for it and CUDA graphs hold all of it. A block
-// finds its unit by bisection. Layers of more than kMaxRuns runs take several launches.
+// parameters, so that nothing is allocated or copied for it and CUDA graphs hold all of it.
+//
+// A run is two bytes, its length and its place in a table of kinds. Where it begins a block adds up
+// from the last mark before it; marks are eight runs apart and found by bisection. So 256 runs, 256
+// units of which no two neighbours are equal, are 3.4 KB, and with a kernel's other parameters less
+// than the 4 KB that every driver takes. Layers with more take several launches.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "cpu/stack.h"
@@ -10,75 +15,113 @@
 
 namespace bunit::gpu {
 
-constexpr int kMaxRuns = 64;
-
-struct Run {
-  int first;  // item of the launch that its first unit begins with
-  int count;  // units
-  int kernel, pad;
-  int widths[kMaxDepth + 1];
-  int channels[kMaxDepth + 1];  // of its first unit
-  int weights[kMaxDepth];       // where its first unit's block of a level's weight begins
+// The shape of a unit, of the levels that a launch works on.
+struct Kind {
+  short kernel, pad;
+  short widths[kMaxDepth + 1];
+  short group;  // neighbouring units of a run that a block takes
+  short code;   // what the kernel knows it by, or -1
+  int items;    // blocks that such a group is split into
 
   __host__ __device__ int64_t block(int level) const {  // elements of a unit's weight
     return int64_t(widths[level]) * widths[level + 1] * kernel * kernel;
   }
+  __host__ __device__ int items_of(int units) const { return (units + group - 1) / group * items; }
 };
 
 struct Runs {
-  int count, items;
-  Run runs[kMaxRuns];
+  static constexpr int kMaxRuns = 256, kMaxKinds = 20, kStep = 8;
+  static constexpr int kMostUnits = 248;  // of a run, fits a byte, and eight units may be a group
 
-  // The run of an item: the last that begins at or before it.
-  __device__ const Run& of(int item) const {
-    int low = 0, high = count - 1;
+  struct Units {
+    unsigned char kind, count;
+  };
+  struct Mark {
+    int item;                     // of the launch, that its run begins with
+    int channels[kMaxDepth + 1];  // of its run's first unit
+    int weights[kMaxDepth];       // where that unit's block of a level's weight begins
+  };
+
+  int count, items;
+  Kind kinds[kMaxKinds];
+  Units units[kMaxRuns];
+  Mark marks[kMaxRuns / kStep];
+};
+
+// A run as a block sees it.
+class Run {
+ public:
+  // The one that an item belongs to: the last that begins at or before it.
+  __device__ Run(const Runs& runs, int item) : runs_(runs) {
+    int low = 0, high = (runs.count - 1) / Runs::kStep;
     while (low < high) {
       const int middle = (low + high + 1) / 2;
-      if (runs[middle].first <= item) {
+      if (runs.marks[middle].item <= item) {
         low = middle;
       } else {
         high = middle - 1;
       }
     }
-    return runs[low];
+    mark_ = low;
+    run_ = low * Runs::kStep;
+    first_ = runs.marks[low].item;
+    for (;;) {
+      const int next = first_ + runs.kinds[runs.units[run_].kind].items_of(count());
+      if (next > item) break;
+      first_ = next;
+      ++run_;
+    }
+    kind_ = runs.units[run_].kind;
   }
+
+  __device__ const Kind& kind() const { return runs_.kinds[kind_]; }
+  __device__ int count() const { return runs_.units[run_].count; }  // units
+  __device__ int first() const { return first_; }                   // item
+  // Of the first unit: its first channel between levels, its block in a level's weight.
+  __device__ int channel(int level) const {
+    int at = runs_.marks[mark_].channels[level];
+    for (int r = mark_ * Runs::kStep; r < run_; ++r) {
+      at += runs_.units[r].count * runs_.kinds[runs_.units[r].kind].widths[level];
+    }
+    return at;
+  }
+  __device__ int64_t weight(int level) const {
+    int64_t at = runs_.marks[mark_].weights[level];
+    for (int r = mark_ * Runs::kStep; r < run_; ++r) {
+      at += runs_.units[r].count * runs_.kinds[runs_.units[r].kind].block(level);
+    }
+    return at;
+  }
+
+ private:
+  const Runs& runs_;
+  int mark_, run_, first_, kind_;
 };
 
-// Work lists of a stack's levels [level, level + depth), as if these were all; `items_of` says into
-// how many items a unit of a run is split.
-template <class F>
-std::vector<Runs> runs_of(const Stack& stack, int level, int depth, F items_of) {
-  std::vector<Runs> lists;
-  const Unit* previous = nullptr;
-  for (const Unit& unit : stack.units) {
-    if (previous && previous->kind == unit.kind) {
-      Runs& list = lists.back();
-      Run& run = list.runs[list.count - 1];
-      ++run.count;
-      list.items += items_of(run);
-      previous = &unit;
-      continue;
-    }
-    if (lists.empty() || lists.back().count == kMaxRuns) lists.push_back({});
-    Runs& list = lists.back();
-    Run& run = list.runs[list.count++];
-    run = {};
-    run.first = list.items;
-    run.count = 1;
-    run.kernel = unit.kernel;
-    run.pad = unit.pad;
-    for (int l = 0; l <= depth; ++l) {
-      run.widths[l] = unit.widths[level + l];
-      run.channels[l] = int(unit.channels[level + l]);
-    }
-    for (int l = 0; l < depth; ++l) {
-      STD_TORCH_CHECK(unit.weights[level + l] < (int64_t(1) << 31), "weights past 2^31 elements");
-      run.weights[l] = int(unit.weights[level + l]);
-    }
-    list.items += items_of(run);
-    previous = &unit;
-  }
-  return lists;
-}
+// One level of one unit of a run as a block sees it.
+struct LevelUnit {
+  const Kind& kind;
+  int channels[2];  // its first one of the level's input, of its output
+  int64_t weight;   // where its block of the level's weight begins
+
+  __device__ LevelUnit(const Run& run, int unit)
+      : kind(run.kind()),
+        channels{run.channel(0) + unit * kind.widths[0], run.channel(1) + unit * kind.widths[1]},
+        weight(run.weight(0) + unit * kind.block(0)) {}
+};
+
+// The launches that a kernel takes for some levels of a stack.
+struct WorkList {
+  std::vector<Runs> launches;
+  std::vector<Kind> kinds;  // of all launches
+  std::vector<int> units;   // of each kind
+  int64_t items = 0;        // of all launches
+};
+
+// Sets a kind's group (at most the units of its longest run), items and code.
+using Prepare = std::function<void(Kind& kind, int longest_run)>;
+
+// Of levels [level, level + depth), as if these were all.
+WorkList work_list(const Stack& stack, int level, int depth, const Prepare& prepare);
 
 }  // namespace bunit::gpu

@@ -77,7 +77,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const std::string& activation, const std::string& out_activation,
     const std::string& residual_activation) {
   const int depth = int(weights.size());
-  const Stack stack = Stack::conv(units, depth);
+  const auto layer = conv_layer(units, depth);
+  const Stack& stack = layer->stack;
   STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == stack.channels[0], "expected an input [N, ",
                   stack.channels[0], ", H, W]");
   STD_TORCH_CHECK(gammas.size() == weights.size() && betas.size() == weights.size(),
@@ -112,10 +113,10 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     pre_norms.push_back(new_like(x, {x.size(0), stack.channels[l + 1], h, w}, channels_last));
     call.y = view_of(pre_norms.back());
     call.weight = dense_weight.const_data_ptr();
-    const int64_t parts = level_conv_parts(stack, l, call);
+    const int64_t parts = level_conv_parts(*layer, l, call);
     Tensor moments = new_tensor(x, {parts, stack.channels[l + 1], 3}, ScalarType::Float);
     call.moments = reinterpret_cast<Moments*>(floats(moments));
-    level_conv(stack, l, call, x, device.stream());
+    level_conv(*layer, l, call, x, device.stream());
     finish_moments(call.moments, parts, int(stack.channels[l + 1]), eps, norms.stats(l), total,
                    device.stream());
   }
@@ -138,11 +139,11 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
 
 // Both gradients of a level that level_backward does not take: of the weight in one pass, of the
 // input in another.
-void two_passes(const Stack& stack, int level, int64_t stride, const LevelBackwardCall& call,
+void two_passes(const Layer& layer, int level, int64_t stride, const LevelBackwardCall& call,
                 const Tensor& like, Tensor& grad_weight, const NormGrads& before,
                 cudaStream_t stream) {
   LevelGradWeightCall of_weight{call.x, call.grad, int(stride), call.dilation};
-  level_grad_weight(stack, level, of_weight, like, grad_weight, nullptr, stream);
+  level_grad_weight(layer, level, of_weight, like, grad_weight, nullptr, stream);
   LevelConvCall of_input{};
   of_input.x = call.grad;
   of_input.y = call.grad_x;
@@ -151,14 +152,14 @@ void two_passes(const Stack& stack, int level, int64_t stride, const LevelBackwa
   of_input.dilation = call.dilation;
   of_input.transposed = true;
   if (!call.x.norm.mean) {
-    level_conv(stack, level, of_input, like, stream);
+    level_conv(layer, level, of_input, like, stream);
     return;
   }
   of_input.before = call.x;
-  const int64_t parts = level_conv_parts(stack, level, of_input);
+  const int64_t parts = level_conv_parts(layer, level, of_input);
   Tensor sums = new_tensor(like, {parts, call.x.view.c, 2}, ScalarType::Float);
   of_input.sums = reinterpret_cast<float2*>(floats(sums));
-  level_conv(stack, level, of_input, like, stream);
+  level_conv(layer, level, of_input, like, stream);
   finish_sums({floats(sums), parts, call.x.view.c, before}, nullptr, nullptr, stream);
 }
 
@@ -169,7 +170,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
     const std::string& activation, const std::string& out_activation) {
   const int depth = int(weights.size());
-  const Stack stack = Stack::conv(units, depth);
+  const auto layer = conv_layer(units, depth);
+  const Stack& stack = layer->stack;
   const OnDevice device(x);
   const Tensor stats = as_float(given_stats);
   const Norms norms(stack, gammas, betas, stats);
@@ -216,8 +218,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     grad_weights[i] = new_tensor(x, weights[i].sizes().vec(), weights[i].scalar_type());
     const int64_t own_stride = l == 0 ? stride : 1;
     if (own_stride != 1 ||
-        !level_backward(stack, l, call, x, grad_weights[i], before, device.stream())) {
-      two_passes(stack, l, own_stride, call, x, grad_weights[i], before, device.stream());
+        !level_backward(*layer, l, call, x, grad_weights[i], before, device.stream())) {
+      two_passes(*layer, l, own_stride, call, x, grad_weights[i], before, device.stream());
     }
     grad = grad_in;
   }

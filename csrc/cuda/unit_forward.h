@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/launch.h"
-#include "cuda/runs.h"
+#include "cuda/layer.h"
 
 namespace bunit::gpu {
 
@@ -15,7 +15,7 @@ struct UnitForwardCall {
 };
 
 // Whether it ran: tiles of units too wide for shared memory do not fit.
-bool unit_forward(const Stack& stack, const UnitForwardCall& call, const Tensor& x,
+bool unit_forward(const Layer& layer, const UnitForwardCall& call, const Tensor& x,
                   cudaStream_t stream);
 
 }  // namespace bunit::gpu

@@ -29,55 +29,65 @@ __global__ void __launch_bounds__(Tiling::kThreads)
   static_cast<T*>(sums.to[tensor])[i - begin] = from_float<T>(float(total));
 }
 
-std::vector<Runs> groups_of(const Stack& stack, int units) {
-  return runs_of(stack, 0, stack.depth, [&](const Run& run) {
-    return (run.count - 1) % group_units(run, stack.depth, units) == 0;
-  });
-}
+// The work list, and how blocks share the rows.
+struct Plan {
+  WorkList list;
+  Tiling tiling;
+  size_t shared;
+  bool fits;  // shared memory
+};
 
 // Sets what a block takes of shared memory; whether that is at most `bytes`.
-bool fits(const std::vector<Runs>& lists, int depth, int64_t bytes, Tiling& t, size_t& shared) {
+bool fits(Plan& plan, int depth, int64_t bytes) {
+  Tiling& t = plan.tiling;
   int weights = 0, planes = 0, sums = 0;
-  for (const Runs& list : lists) {
-    for (int r = 0; r < list.count; ++r) {
-      const Run& run = list.runs[r];
-      const Places all = UnitShape{run, depth}.before(depth);
-      const int units = group_units(run, depth, t.units);
-      weights = std::max(weights, units * all.weights);
-      planes = std::max(planes, units * all.hidden * (t.rows + 1));
-      // Threads that share a block of weights are no more than the block of threads has.
-      sums = std::max(sums, kSums * std::max(Tiling::kThreads, units * all.blocks));
-    }
+  for (const Kind& kind : plan.list.kinds) {
+    const Places all = UnitShape{kind, depth}.before(depth);
+    weights = std::max(weights, kind.group * all.weights);
+    planes = std::max(planes, kind.group * all.hidden * (t.rows + 1));
+    // Threads that share a block of weights are no more than the block of threads has.
+    sums = std::max(sums, kSums * std::max(Tiling::kThreads, kind.group * all.blocks));
   }
   t.weights = weights;
   t.planes = planes;
-  shared = sizeof(float) * (size_t(weights) + size_t(planes) + size_t(sums));
-  return int64_t(shared) <= bytes;
+  plan.shared = sizeof(float) * (size_t(weights) + size_t(planes) + size_t(sums));
+  return int64_t(plan.shared) <= bytes;
 }
 
-// The most units that a warp can read together, and of these the most rows; the work lists, or none
-// where nothing fits.
-std::vector<Runs> choose_tiles(const Stack& stack, int rows, Tiling& t, size_t& shared) {
+// The most units that a warp can read together, and of these the most rows.
+Plan make_plan(const Stack& stack, int rows) {
   for (const Unit& unit : stack.units) {
     for (int l = 0; l <= stack.depth; ++l) {
       if (unit.widths[l] > Tiling::kWidest) return {};
     }
   }
   for (const int64_t bytes : {Tiling::kSharedBytes, Tiling::kMostSharedBytes}) {
-    for (t.units = Tiling::kWide; t.units >= 1; t.units /= 2) {
-      const std::vector<Runs> lists = groups_of(stack, t.units);
-      int64_t groups = 0;
-      for (const Runs& list : lists) groups += list.items;
+    for (int units = Tiling::kWide; units >= 1; units /= 2) {
+      Plan plan{};
+      Tiling& t = plan.tiling;
+      plan.list = work_list(stack, 0, stack.depth, [&](Kind& kind, int longest_run) {
+        const int widest = std::max(kind.widths[0], kind.widths[stack.depth]);
+        kind.group = short(std::clamp(Tiling::kWide / widest, 1, std::min(units, longest_run)));
+      });
+      const int64_t groups = plan.list.items;
       for (t.rows = 128; t.rows >= 32; t.rows /= 2) {
         if (t.rows > 32 && groups * ceil_div(rows, t.rows) < Tiling::kFewBlocks) continue;
-        if (!fits(lists, stack.depth, bytes, t, shared)) continue;
+        plan.fits = fits(plan, stack.depth, bytes);
+        if (!plan.fits) continue;
         const int wanted = int(std::clamp<int64_t>(Tiling::kBlocks / groups, 1, Tiling::kParts));
         t.parts = std::min(ceil_div(rows, t.rows), wanted);
-        return lists;
+        return plan;
       }
     }
   }
   return {};
+}
+
+// Made once for a layer and a number of rows.
+std::shared_ptr<const Plan> plan_of(const Layer& layer, int rows) {
+  using Key = std::pair<int64_t, int>;
+  static BoundedCache<Key, Plan, 128> plans;
+  return plans.get(Key{layer.number, rows}, [&] { return make_plan(layer.stack, rows); });
 }
 
 void add_parts(const float* parts, int count, int64_t size, const Sums& sums, const Tensor& like,
@@ -92,13 +102,12 @@ void add_parts(const float* parts, int count, int64_t size, const Sums& sums, co
 
 }  // namespace
 
-bool unit_linear_backward(const Stack& stack, const UnitLinearBackwardCall& call, const Tensor& x,
+bool unit_linear_backward(const Layer& layer, const UnitLinearBackwardCall& call, const Tensor& x,
                           std::vector<Tensor>& grad_weights, std::vector<Tensor>& grad_biases,
                           cudaStream_t stream) {
-  Tiling t{};
-  size_t shared = 0;
-  const std::vector<Runs> lists = choose_tiles(stack, call.rows, t, shared);
-  if (lists.empty()) return false;
+  const auto plan = plan_of(layer, call.rows);
+  if (!plan->fits) return false;
+  Tiling t = plan->tiling;
   Sums sums{};
   const auto place = [&](std::vector<Tensor>& gradients, int64_t* begins) {
     for (size_t l = 0; l < gradients.size(); ++l) {
@@ -111,16 +120,16 @@ bool unit_linear_backward(const Stack& stack, const UnitLinearBackwardCall& call
   place(grad_weights, t.weight_sums);
   place(grad_biases, t.bias_sums);
   Tensor parts = new_tensor(x, {t.parts, t.sums_size}, ScalarType::Float);
-  for (const Runs& list : lists) {
-    STD_TORCH_CHECK(int64_t(t.parts) * list.items < (int64_t(1) << 31), "more than 2^31 blocks");
+  for (const Runs& runs : plan->list.launches) {
+    STD_TORCH_CHECK(int64_t(t.parts) * runs.items < (int64_t(1) << 31), "more than 2^31 blocks");
     for_dtype(x, [&](auto type) {
       using T = decltype(type);
-      if (shared > 48 * 1024) {
+      if (plan->shared > 48 * 1024) {
         cudaFuncSetAttribute(unit_linear_backward_kernel<T>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan->shared));
       }
-      BUNIT_LAUNCH((unit_linear_backward_kernel<T>), dim3(unsigned(t.parts * list.items)),
-                   dim3(Tiling::kThreads), shared, stream, call, t, list, floats(parts));
+      BUNIT_LAUNCH((unit_linear_backward_kernel<T>), dim3(unsigned(t.parts * runs.items)),
+                   dim3(Tiling::kThreads), plan->shared, stream, call, t, runs, floats(parts));
     });
     check_launch("unit_linear_backward");
   }

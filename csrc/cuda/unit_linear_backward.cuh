@@ -25,17 +25,11 @@ struct Tiling {
   // adds them up gets through quickly.
   static constexpr int kBlocks = 132 * 8, kFewBlocks = 132 * 2, kParts = 128;
 
-  int units;                                             // that a block takes, at most
   int rows, parts;                                       // of a tile; blocks that share the rows
   int weights, planes;                                   // floats of shared memory, beside sums
   int64_t sums_size;                                     // of a block's part of all sums
   int64_t weight_sums[kMaxDepth], bias_sums[kMaxDepth];  // where those of a level begin
 };
-
-__host__ __device__ inline int group_units(const Run& run, int depth, int most) {
-  const int fit = Tiling::kWide / max(run.widths[0], run.widths[depth]);
-  return max(1, min(fit, most));
-}
 
 __host__ __device__ constexpr int fours(int n) { return (n + 3) / 4; }
 
@@ -47,25 +41,25 @@ struct Places {
 };
 
 struct UnitShape {
-  const Run& run;
+  const Kind& kind;
   int depth;
 
   // What comes before `level`; of all levels where that is `depth`.
   __host__ __device__ Places before(int level) const {
     // The planes begin with the unit's input, the gradient of that, and of the output.
-    Places at{0, 2 * run.widths[0] + run.widths[depth], 0};
+    Places at{0, 2 * kind.widths[0] + kind.widths[depth], 0};
     for (int l = 0; l < level; ++l) {
-      at.weights += run.widths[l + 1] * fours(run.widths[l]) * 4;
-      at.blocks += fours(run.widths[l + 1]) * fours(run.widths[l]);
-      if (l + 1 < depth) at.hidden += 2 * run.widths[l + 1];
+      at.weights += kind.widths[l + 1] * fours(kind.widths[l]) * 4;
+      at.blocks += fours(kind.widths[l + 1]) * fours(kind.widths[l]);
+      if (l + 1 < depth) at.hidden += 2 * kind.widths[l + 1];
     }
     return at;
   }
   __host__ __device__ int x() const { return 0; }
-  __host__ __device__ int grad_x() const { return run.widths[0]; }
+  __host__ __device__ int grad_x() const { return kind.widths[0]; }
   // The gradient of level `l`'s output before its activation.
   __host__ __device__ int grad(int l) const {
-    return l == depth - 1 ? 2 * run.widths[0] : before(l).hidden + run.widths[l + 1];
+    return l == depth - 1 ? 2 * kind.widths[0] : before(l).hidden + kind.widths[l + 1];
   }
   __host__ __device__ int input(int l) const { return l == 0 ? x() : before(l - 1).hidden; }
 };
@@ -112,6 +106,7 @@ struct UnitLinearBackward {
   const UnitLinearBackwardCall& call;
   const Tiling& tiling;
   const Run& run;
+  const Kind& kind;        // the run's
   const int first, units;  // of the run
   const UnitShape shape;
   const Places all;
@@ -127,9 +122,9 @@ struct UnitLinearBackward {
 
   __device__ void load_weights() const {
     for (int l = 0; l < call.depth; ++l) {
-      const int c_in = run.widths[l], c_out = run.widths[l + 1], step = fours(c_in) * 4;
+      const int c_in = kind.widths[l], c_out = kind.widths[l + 1], step = fours(c_in) * 4;
       const T* from =
-          static_cast<const T*>(call.weights[l]) + run.weights[l] + first * run.block(l);
+          static_cast<const T*>(call.weights[l]) + run.weight(l) + first * kind.block(l);
       const int at = shape.before(l).weights;
       for (int i = int(threadIdx.x); i < units * c_out * step; i += Tiling::kThreads) {
         const int column = i % step, row = i / step;
@@ -176,12 +171,12 @@ struct UnitLinearBackward {
   // where its gradient is to be.
   __device__ void forward_level(int unit, int l, const float* level_weights, int row) const {
     const bool last = l == call.depth - 1;
-    const int c_in = run.widths[l], c_out = run.widths[l + 1], step = fours(c_in) * 4;
+    const int c_in = kind.widths[l], c_out = kind.widths[l + 1], step = fours(c_in) * 4;
     const float* in = plane(unit, shape.input(l)) + row;
     float* grad = plane(unit, shape.grad(l)) + row;
     float* out = last ? nullptr : plane(unit, shape.input(l + 1)) + row;
     const T* bias = static_cast<const T*>(call.biases[l]);
-    if (bias) bias += run.channels[l + 1] + (first + unit) * c_out;
+    if (bias) bias += run.channel(l + 1) + (first + unit) * c_out;
     for (int c0 = 0; c0 < c_out; c0 += 4) {
       const int channels = min(4, c_out - c0);
       float acc[4];
@@ -204,7 +199,7 @@ struct UnitLinearBackward {
 
   // The gradient before level `l` from that of its pre-activation.
   __device__ void back_level(int unit, int l, const float* level_weights, int row) const {
-    const int c_in = run.widths[l], c_out = run.widths[l + 1], step = fours(c_in) * 4;
+    const int c_in = kind.widths[l], c_out = kind.widths[l + 1], step = fours(c_in) * 4;
     const float* grad = plane(unit, shape.grad(l)) + row;
     float* to = plane(unit, l == 0 ? shape.grad_x() : shape.grad(l - 1)) + row;
     for (int c0 = 0; c0 < c_in; c0 += 4) {
@@ -230,7 +225,7 @@ struct UnitLinearBackward {
   __device__ int level_of(int& block) const {
     int l = 0;
     for (; l < call.depth - 1; ++l) {
-      const int own = fours(run.widths[l + 1]) * fours(run.widths[l]);
+      const int own = fours(kind.widths[l + 1]) * fours(kind.widths[l]);
       if (block < own) break;
       block -= own;
     }
@@ -244,7 +239,7 @@ struct UnitLinearBackward {
       const int slice = i % parts, unit = i / parts / all.blocks;
       int block = i / parts % all.blocks;
       const int l = level_of(block);
-      const int c_in = run.widths[l], c_out = run.widths[l + 1];
+      const int c_in = kind.widths[l], c_out = kind.widths[l + 1];
       const int i0 = block % fours(c_in) * 4, o0 = block / fours(c_in) * 4;
       const float *g[4], *x[4];
 #pragma unroll
@@ -287,15 +282,15 @@ struct UnitLinearBackward {
 
   __device__ void store_sums(float* to) const {
     for (int l = 0; l < call.depth; ++l) {
-      const int c_in = run.widths[l], c_out = run.widths[l + 1], begin = shape.before(l).blocks;
-      float* level = to + tiling.weight_sums[l] + run.weights[l] + first * run.block(l);
+      const int c_in = kind.widths[l], c_out = kind.widths[l + 1], begin = shape.before(l).blocks;
+      float* level = to + tiling.weight_sums[l] + run.weight(l) + first * kind.block(l);
       for (int i = int(threadIdx.x); i < units * c_out * c_in; i += Tiling::kThreads) {
         const int ci = i % c_in, co = i / c_in % c_out, unit = i / c_in / c_out;
         const int block = begin + co / 4 * fours(c_in) + ci / 4;
         level[i] = sum_of(unit, block, co % 4 * 4 + ci % 4);
       }
       if (!call.biases[l]) continue;
-      level = to + tiling.bias_sums[l] + run.channels[l + 1] + first * c_out;
+      level = to + tiling.bias_sums[l] + run.channel(l + 1) + first * c_out;
       for (int i = int(threadIdx.x); i < units * c_out; i += Tiling::kThreads) {
         const int co = i % c_out;
         level[i] = sum_of(i / c_out, begin + co / 4 * fours(c_in), 16 + co % 4);
@@ -312,14 +307,16 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   BUNIT_DYNAMIC_SHARED(float, shared);
   const int item = int(blockIdx.x % unsigned(runs.items));
   const int part = int(blockIdx.x / unsigned(runs.items));
-  const Run& run = runs.of(item);
-  const int group = group_units(run, call.depth, tiling.units);
-  const int first = (item - run.first) * group, units = min(group, run.count - first);
-  const UnitShape shape{run, call.depth};
+  const Run run(runs, item);
+  const Kind& kind = run.kind();
+  const int first = (item - run.first()) * kind.group;
+  const int units = min(int(kind.group), run.count() - first);
+  const UnitShape shape{kind, call.depth};
   float* const planes = shared + tiling.weights;
   const UnitLinearBackward<T> work{call,
                                    tiling,
                                    run,
+                                   kind,
                                    first,
                                    units,
                                    shape,
@@ -328,9 +325,9 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
                                    shared,
                                    planes,
                                    planes + tiling.planes};
-  const int c_in = run.widths[0], c_out = run.widths[call.depth];
-  const int x_channel = run.channels[0] + first * c_in;
-  const int y_channel = run.channels[call.depth] + first * c_out;
+  const int c_in = kind.widths[0], c_out = kind.widths[call.depth];
+  const int x_channel = run.channel(0) + first * c_in;
+  const int y_channel = run.channel(call.depth) + first * c_out;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, strips = tiling.rows / 32;
   work.load_weights();
   bool fresh = true;

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cuda/launch.h"
-#include "cuda/runs.h"
+#include "cuda/layer.h"
 
 namespace bunit::gpu {
 
@@ -26,7 +26,7 @@ struct UnitLinearBackwardCall {
 // Whether it ran: units too wide for shared memory do not fit. Fills `call.grad_x` and
 // `grad_weights` and `grad_biases` (empty, or one a level), from sums in a fixed order; `x` has the
 // rows' dtype and device.
-bool unit_linear_backward(const Stack& stack, const UnitLinearBackwardCall& call, const Tensor& x,
+bool unit_linear_backward(const Layer& layer, const UnitLinearBackwardCall& call, const Tensor& x,
                           std::vector<Tensor>& grad_weights, std::vector<Tensor>& grad_biases,
                           cudaStream_t stream);
 

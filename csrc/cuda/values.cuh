@@ -47,7 +47,15 @@ struct View {
 };
 
 // Comparisons are written so that NaN takes the branch that returns it.
-__device__ inline float clamp_relu(float x) { return x < 0.f ? 0.f : x; }
+__device__ inline float clamp_relu(float x) {
+#ifdef __CUDA_ARCH__
+  float y;  // in one instruction; fmaxf would lose NaN
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return x < 0.f ? 0.f : x;
+#endif
+}
 __device__ inline float clamp_six(float x) { return x > 6.f ? 6.f : x; }
 
 __device__ inline float activate(Activation name, float x) {

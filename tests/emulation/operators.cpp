@@ -264,6 +264,9 @@ const Case kCases[] = {
      2,
      9,
      10},
+    // Kinds with compile-time code beside others, in groups of neighbours; 4-column loads.
+    {"units_mixed", {5, 3, 1, 1, 2, 1, 2, 5, 2, 2, 4, 2, 5, 3, 1, 2, 3, 2}, 2, 3, 9, 8, 1, 1, true},
+    {"units_strided_groups", {5, 3, 1, 2, 4, 4}, 2, 3, 9, 8, 2, 1, true},
     {"units_4_8_4", {2, 3, 1, 4, 8, 4}, 2, 1, 9, 9, 1, 1, false, "silu"},
     {"units_8_16_8", {2, 3, 1, 8, 16, 8}, 2, 1, 9, 9, 1, 1, true},
     {"units_general", {2, 5, 4, 3, 5, 2, 1, 3, 2, 1, 3, 1}, 2, 2, 9, 8, 2, 2},

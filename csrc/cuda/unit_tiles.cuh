@@ -1,0 +1,127 @@
+// Tiles of images between global and shared memory, along rows or along channels, whichever lie
+// next to each other.
+#pragma once
+
+#include "cuda/unit_plan.h"
+#include "cuda/vectors.cuh"
+
+namespace bunit::gpu {
+
+// What a block works on: units of a run, on a tile of the output of some images.
+struct Job {
+  const Run& run;
+  int unit, units;  // of the run
+  Region tile;
+  int n0, images;
+
+  __device__ int channel(int level) const {
+    return run.channel(level) + unit * run.kind().widths[level];
+  }
+};
+
+// Rows of a region, zero outside the image, V columns at a time: the V of a load begin at a
+// multiple of V, so that none straddles a border of the image.
+template <class T, int V>
+__device__ void load_rows(const View& x, int channel, int channels, int n0, int images,
+                          const Region& in, float* to, const Planes& planes) {
+  const int first = in.x & -V;
+  const Divider loads((in.x + in.w - first + V - 1) / V), rows(in.h), count(images);
+  const int all = channels * images * in.h * int(loads.by);
+#pragma unroll 4
+  for (int i = int(threadIdx.x); i < all; i += Tiling::kThreads) {
+    int c = i;
+    const int column = first + loads.split(c) * V, row = rows.split(c), image = count.split(c);
+    const int y = in.y + row;
+    float values[V] = {};
+    if (y >= 0 && y < x.h && column >= 0 && column < x.w) {
+      const int64_t at = x.offset(n0 + image, channel + c, y, 0) + column * x.stride_w;
+      read_values<T, V>(static_cast<const T*>(x.data) + at, values);
+    }
+    float* line = to + c * planes.plane + image * planes.image + row * planes.pitch;
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      const int at = column + e - in.x;
+      if (at >= 0 && at < in.w) line[planes.column(at)] = values[e];
+    }
+  }
+}
+
+// The same, V channels at a time.
+template <class T, int V>
+__device__ void load_channels(const View& x, int channel, int channels, int n0, int images,
+                              const Region& in, float* to, const Planes& planes) {
+  const Divider loads(channels / V), columns(in.w), rows(in.h);
+  const int all = images * in.h * in.w * int(loads.by);
+#pragma unroll 4
+  for (int i = int(threadIdx.x); i < all; i += Tiling::kThreads) {
+    int image = i;
+    const int c = loads.split(image) * V, column = columns.split(image), row = rows.split(image);
+    const int y = in.y + row, xx = in.x + column;
+    float values[V] = {};
+    if (y >= 0 && y < x.h && xx >= 0 && xx < x.w) {
+      const T* from = static_cast<const T*>(x.data) + x.offset(n0 + image, channel + c, y, xx);
+      read_values<T, V>(from, values);
+    }
+    float* at =
+        to + c * planes.plane + image * planes.image + row * planes.pitch + planes.column(column);
+#pragma unroll
+    for (int e = 0; e < V; ++e) at[e * planes.plane] = values[e];
+  }
+}
+
+template <class T, int V>
+__device__ void load_tile(const View& x, int channel, int channels, int n0, int images,
+                          const Region& in, float* to, const Planes& planes) {
+  if (x.stride_c == 1) {
+    load_channels<T, V>(x, channel, channels, n0, images, in, to, planes);
+  } else {
+    load_rows<T, V>(x, channel, channels, n0, images, in, to, planes);
+  }
+}
+
+// `vector` elements at a time (of rows or channels), fewer where the channels do not allow it.
+template <class T>
+__device__ void load_tile(const View& x, int vector, int channel, int channels, int n0, int images,
+                          const Region& in, float* to, const Planes& planes) {
+  if (x.stride_c == 1) {
+    while ((channel | channels) & (vector - 1)) vector /= 2;
+  }
+  if (vector == 4) {
+    load_tile<T, 4>(x, channel, channels, n0, images, in, to, planes);
+  } else if (vector == 2) {
+    load_tile<T, 2>(x, channel, channels, n0, images, in, to, planes);
+  } else {
+    load_tile<T, 1>(x, channel, channels, n0, images, in, to, planes);
+  }
+}
+
+// What a unit's last level gave, through activation and residual, to the output: neighbouring
+// threads take what lies next to each other there.
+template <class T>
+__device__ void store_tile(const UnitForwardCall& call, const Job& job, const float* from,
+                           const Planes& planes) {
+  const View &y = call.y, &res = call.residual;
+  const int first = job.channel(call.depth);
+  const int channels = job.units * job.run.kind().widths[call.depth];
+  const Divider count(channels), columns(min(job.tile.w, y.w - job.tile.x)),
+      rows(min(job.tile.h, y.h - job.tile.y));
+  const bool by_channel = y.stride_c == 1;
+  const int all = channels * job.images * int(columns.by * rows.by);
+#pragma unroll 1
+  for (int i = int(threadIdx.x); i < all; i += Tiling::kThreads) {
+    int image = i;
+    int c = by_channel ? count.split(image) : 0;
+    const int column = columns.split(image), row = rows.split(image);
+    if (!by_channel) c = count.split(image);
+    const int n = job.n0 + image, line = job.tile.y + row, xx = job.tile.x + column;
+    float v = from[c * planes.plane + image * planes.image + row * planes.pitch + column];
+    v = activate(call.out, v);
+    if (res.data) {
+      v += res.read<T>(res.offset(n, first + c, line, xx));
+      v = activate(call.after_residual, v);
+    }
+    y.write<T>(y.offset(n, first + c, line, xx), v);
+  }
+}
+
+}  // namespace bunit::gpu
