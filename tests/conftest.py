@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import zlib
+
+# Before torch is loaded. Threads that spin at each barrier take, on a machine that has something
+# else to do, the time slice of those that they wait for: tests of milliseconds then take seconds.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
@@ -12,6 +18,12 @@ from bunit_kernels import backends
 
 def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=0, help="draws other inputs and random cases")
+
+
+def pytest_collection_finish():
+    """Thousands of tests are no garbage and need not be looked through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header(config):
