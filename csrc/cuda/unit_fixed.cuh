@@ -145,8 +145,8 @@ __device__ __forceinline__ void stage_output(const Patch& patch, const Sums<L>& 
 }
 
 template <class T>
-__device__ void run_fixed(const UnitForwardCall& call, const Tiling& tiling, const Job& job,
-                          float* shared) {
+__device__ __forceinline__ void run_fixed(const UnitForwardCall& call, const Tiling& tiling,
+                                          const Job& job, float* shared) {
   const Kind& kind = job.run.kind();
   float* first = shared + tiling.weights;
   float* second = first + tiling.first;

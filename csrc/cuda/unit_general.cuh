@@ -24,10 +24,11 @@ __device__ void pack_weights(const void* source, int64_t begin, int c_out, int t
 // One level of one unit. `out` takes what the level gives: activated, with zeros outside the image,
 // for the level after; for the last level only where it is staged.
 template <class T>
-__device__ void run_general_level(const UnitForwardCall& call, const Tiling& tiling, const Job& job,
-                                  int level, int unit, const Region& from, const Region& to,
-                                  int height, int width, const float* in, const float* weights,
-                                  float* out, const Planes& planes) {
+__device__ __forceinline__ void run_general_level(const UnitForwardCall& call, const Tiling& tiling,
+                                                  const Job& job, int level, int unit,
+                                                  const Region& from, const Region& to, int height,
+                                                  int width, const float* in, const float* weights,
+                                                  float* out, const Planes& planes) {
   const Kind& kind = job.run.kind();
   const int stride = level == 0 ? call.stride : 1;
   const int c_in = kind.widths[level], c_out = kind.widths[level + 1], images = job.images;
@@ -82,8 +83,8 @@ __device__ void run_general_level(const UnitForwardCall& call, const Tiling& til
 }
 
 template <class T>
-__device__ void run_general(const UnitForwardCall& call, const Tiling& tiling, const Job& job,
-                            float* shared) {
+__device__ __forceinline__ void run_general(const UnitForwardCall& call, const Tiling& tiling,
+                                            const Job& job, float* shared) {
   const Kind& kind = job.run.kind();
   int unit_weights = 0;
   for (int l = 0; l < call.depth; ++l) {

@@ -9,7 +9,7 @@ namespace bunit::gpu {
 
 // What a block works on: units of a run, on a tile of the output of some images.
 struct Job {
-  const Run& run;
+  Run run;
   int unit, units;  // of the run
   Region tile;
   int n0, images;
@@ -22,8 +22,8 @@ struct Job {
 // Rows of a region, zero outside the image, V columns at a time: the V of a load begin at a
 // multiple of V, so that none straddles a border of the image.
 template <class T, int V>
-__device__ void load_rows(const View& x, int channel, int channels, int n0, int images,
-                          const Region& in, float* to, const Planes& planes) {
+__device__ void load_rows(const View& x, int channel, int channels, int n0, int images, Region in,
+                          float* to, Planes planes) {
   const int first = in.x & -V;
   const Divider loads((in.x + in.w - first + V - 1) / V), rows(in.h), count(images);
   const int all = channels * images * in.h * int(loads.by);
@@ -49,7 +49,7 @@ __device__ void load_rows(const View& x, int channel, int channels, int n0, int 
 // The same, V channels at a time.
 template <class T, int V>
 __device__ void load_channels(const View& x, int channel, int channels, int n0, int images,
-                              const Region& in, float* to, const Planes& planes) {
+                              Region in, float* to, Planes planes) {
   const Divider loads(channels / V), columns(in.w), rows(in.h);
   const int all = images * in.h * in.w * int(loads.by);
 #pragma unroll 4
@@ -70,8 +70,8 @@ __device__ void load_channels(const View& x, int channel, int channels, int n0, 
 }
 
 template <class T, int V>
-__device__ void load_tile(const View& x, int channel, int channels, int n0, int images,
-                          const Region& in, float* to, const Planes& planes) {
+__device__ void load_tile(const View& x, int channel, int channels, int n0, int images, Region in,
+                          float* to, Planes planes) {
   if (x.stride_c == 1) {
     load_channels<T, V>(x, channel, channels, n0, images, in, to, planes);
   } else {
@@ -82,7 +82,7 @@ __device__ void load_tile(const View& x, int channel, int channels, int n0, int 
 // `vector` elements at a time (of rows or channels), fewer where the channels do not allow it.
 template <class T>
 __device__ void load_tile(const View& x, int vector, int channel, int channels, int n0, int images,
-                          const Region& in, float* to, const Planes& planes) {
+                          Region in, float* to, Planes planes) {
   if (x.stride_c == 1) {
     while ((channel | channels) & (vector - 1)) vector /= 2;
   }
