@@ -151,9 +151,9 @@ def test_256_runs_are_one_launch_of_every_kernel():
         assert sum(kernel in name for name in names) == 1, names
 
 
-def test_1000_runs():
-    names = check_output(unit_conv2d, ConvCase(random_units(1000), size=(1, 1, 2)))
-    assert 1 < len(names) <= 4
+def test_more_runs_than_a_launch_holds():
+    names = check_output(unit_conv2d, ConvCase(random_units(520), size=(1, 1, 2)))
+    assert 1 < len(names) <= 3
 
 
 def test_gradients_of_more_runs_than_a_launch_holds():
