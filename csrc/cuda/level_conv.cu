@@ -119,8 +119,8 @@ __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const
   const Shape shape = shape_of(kind, call);
   const int area = kind.kernel * kind.kernel;
   const int stride = call.transposed ? 1 : call.stride;
-  const int first_in = unit.channels[call.transposed ? 1 : 0];
-  const int first_out = unit.channels[call.transposed ? 0 : 1] + c0;
+  const int first_in = call.transposed ? unit.channels[1] : unit.channels[0];
+  const int first_out = (call.transposed ? unit.channels[0] : unit.channels[1]) + c0;
   const Window window = window_of(call, tiling, kind, place);
   float* sums = shared;
   float* weights = sums + Tiling::kSums;
@@ -204,8 +204,8 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
     float* weights = shared + Tiling::kSums;
     load_all_weights<T, Tiling::kThreads>(call.weight, weight_of(call, unit), shape.ins, shape.outs,
                                           weights);
-    load_window<T, Tiling::kThreads>(call.x, unit.channels[call.transposed ? 1 : 0], shape.ins,
-                                     window_of(call, tiling, run.kind(), place),
+    load_window<T, Tiling::kThreads>(call.x, call.transposed ? unit.channels[1] : unit.channels[0],
+                                     shape.ins, window_of(call, tiling, run.kind(), place),
                                      weights + tiling.weights);
     __syncthreads();
   }
