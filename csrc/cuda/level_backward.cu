@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   block.xs = block.grads + layout.grads;
   block.totals = block.xs + layout.xs;
   block.sums = block.totals + layout.totals;
-  block.first_x = unit.channels[0];
+  block.first_x = unit.first_in;
   load_all_weights<T, Tiling::kThreads>(call.weight,
                                         {unit.weight, layout.ins, layout.area, true, true},
                                         layout.outs, layout.ins, block.weights);
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
     block.x = {n0, images, y, x, tiling.h, tiling.w};
     block.grad = {n0, images, y - halo, x - halo, tiling.h + layout.span, tiling.w + layout.span};
     __syncthreads();
-    load_window<T, Tiling::kThreads>(call.grad, unit.channels[1], layout.outs, block.grad,
+    load_window<T, Tiling::kThreads>(call.grad, unit.first_out, layout.outs, block.grad,
                                      block.grads);
     load_window<T, Tiling::kThreads>(raw, block.first_x, layout.ins, block.x, block.xs);
     __syncthreads();

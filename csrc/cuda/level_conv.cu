@@ -119,8 +119,8 @@ __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const
   const Shape shape = shape_of(kind, call);
   const int area = kind.kernel * kind.kernel;
   const int stride = call.transposed ? 1 : call.stride;
-  const int first_in = call.transposed ? unit.channels[1] : unit.channels[0];
-  const int first_out = (call.transposed ? unit.channels[0] : unit.channels[1]) + c0;
+  const int first_in = unit.first_in;
+  const int first_out = unit.first_out + c0;
   const Window window = window_of(call, tiling, kind, place);
   float* sums = shared;
   float* weights = sums + Tiling::kSums;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   const Run run(runs, item);
   const Shape shape = shape_of(run.kind(), call);
   const int items = run.kind().items;
-  const LevelUnit unit(run, (item - run.first()) / items);
+  const LevelUnit unit(run, (item - run.first()) / items, call.transposed);
   Place place{};
   place.x = part % tiling.tiles_x * tiling.w;
   place.y = part / tiling.tiles_x % tiling.tiles_y * tiling.h();
@@ -204,8 +204,8 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
     float* weights = shared + Tiling::kSums;
     load_all_weights<T, Tiling::kThreads>(call.weight, weight_of(call, unit), shape.ins, shape.outs,
                                           weights);
-    load_window<T, Tiling::kThreads>(call.x, call.transposed ? unit.channels[1] : unit.channels[0],
-                                     shape.ins, window_of(call, tiling, run.kind(), place),
+    load_window<T, Tiling::kThreads>(call.x, unit.first_in, shape.ins,
+                                     window_of(call, tiling, run.kind(), place),
                                      weights + tiling.weights);
     __syncthreads();
   }

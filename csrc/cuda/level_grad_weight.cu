@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   const int ci0 = group % in_groups * tiling.ins, co0 = group / in_groups * tiling.outs;
   const int ins = min(tiling.ins, kind.widths[0] - ci0);
   const int outs = min(tiling.outs, kind.widths[1] - co0);
-  const int first_in = unit.channels[0] + ci0, first_out = unit.channels[1] + co0;
+  const int first_in = unit.first_in + ci0, first_out = unit.first_out + co0;
   const int area = kind.kernel * kind.kernel, taps = ins * area;
   const bool with_bias = ci0 == 0 && part_size > weight_size;
 

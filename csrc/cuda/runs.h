@@ -98,15 +98,17 @@ class Run {
   int mark_, run_, first_, kind_;
 };
 
-// One level of one unit of a run as a block sees it.
+// One level of one unit of a run as a block sees it; `turned`, from the level's output to its
+// input.
 struct LevelUnit {
   const Kind& kind;
-  int channels[2];  // its first one of the level's input, of its output
-  int64_t weight;   // where its block of the level's weight begins
+  int first_in, first_out;  // channels
+  int64_t weight;           // where its block of the level's weight begins
 
-  __device__ LevelUnit(const Run& run, int unit)
+  __device__ LevelUnit(const Run& run, int unit, bool turned = false)
       : kind(run.kind()),
-        channels{run.channel(0) + unit * kind.widths[0], run.channel(1) + unit * kind.widths[1]},
+        first_in(run.channel(turned) + unit * kind.widths[turned]),
+        first_out(run.channel(!turned) + unit * kind.widths[!turned]),
         weight(run.weight(0) + unit * kind.block(0)) {}
 };
 
