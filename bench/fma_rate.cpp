@@ -16,7 +16,7 @@ constexpr int kBytes = 16;
 #endif
 typedef float Vec __attribute__((vector_size(kBytes)));
 constexpr int kLanes = kBytes / 4, kChains = 12;
-// A tenth of a second: threads that begin on one core are apart long before the end.
+// Some 50 ms: threads that begin on one core are apart long before the end.
 constexpr long kSteps = 30'000'000;
 
 static void run(float seed, float* out) {

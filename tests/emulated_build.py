@@ -7,6 +7,7 @@ of this repository has changed.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -71,14 +72,15 @@ def why_no_kernels() -> str | None:
 
 def program(name: str, sources: Sequence[Path], flavor: Flavor) -> Path:
     """An executable of ``sources`` on the emulation, linked with torch where they need it."""
-    return _linked(name, sources, flavor, [])
+    return _linked(name, tuple(sources), flavor, ())
 
 
 def library(name: str, sources: Sequence[Path], flavor: Flavor) -> Path:
     """A shared object of ``sources`` on the emulation."""
-    return _linked(f"{name}.so", sources, flavor, ["-shared"])
+    return _linked(f"{name}.so", tuple(sources), flavor, ("-shared",))
 
 
+@functools.cache  # looking through all headers takes seconds
 def _linked(name, sources, flavor, flags) -> Path:
     folder = FOLDER / flavor.name
     with _locked(folder):

@@ -33,6 +33,7 @@ SETTINGS = {
     # New memory holds NaN. What PyTorch keeps until the end is no leak of a kernel's.
     "ASAN_OPTIONS": "detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000",
     "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
     "OMP_NUM_THREADS": "1",
 }
 
