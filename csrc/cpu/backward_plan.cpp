@@ -249,7 +249,7 @@ void BackwardPlan::run(const Image& x, const Image& grad, const Image& grad_x,
   call.weight_size = weight_size_;
   call.around =
       grad_x.data && goes_around_caches(grad_x.data, grad_x.n * grad_x.c * grad_x.h * grad_x.w *
-                                                         compute_size(grad_x.dtype));
+                                                         element_size(grad_x.dtype));
   if (x.dtype == Scalar::float64) {
     run_typed<double>(call, grad_weight, grad_bias, in_sums);
   } else {

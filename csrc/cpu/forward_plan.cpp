@@ -165,7 +165,7 @@ void ForwardPlan::run(const Image& x, const Image& y, const Image& residual, con
   call.after_residual = options_.after_residual;
   call.in_norm = in_norm;
   call.in_activation = in_activation;
-  const int64_t row_bytes = y.w * compute_size(dtype_);
+  const int64_t row_bytes = y.w * element_size(dtype_);
   call.around = row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(y.data) % 64 == 0 &&
                 (options_.out == Activation::identity || options_.out == Activation::relu) &&
                 goes_around_caches(y.data, y.n * y.c * y.h * row_bytes);
