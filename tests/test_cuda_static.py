@@ -1,19 +1,16 @@
-"""The check of what kernels take (csrc/cuda/resources.py), and the kernels under it."""
+"""The check of what kernels take (bench/resources/cuda_kernels.py), and the kernels under it."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-_spec = importlib.util.spec_from_file_location("cuda_resources", ROOT / "csrc/cuda/resources.py")
-resources = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = resources  # dataclasses look their module up
-_spec.loader.exec_module(resources)
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench" / "resources"))
+
+import cuda_kernels as resources
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
 

@@ -13,18 +13,13 @@ from .cpp import Cpp
 from .cuda import Cuda
 from .reference import Reference
 from .torch_ops import TorchOps
+from .triton import Triton
 
 VARIABLE = "BUNIT_BACKEND"
 
-_BACKENDS: dict[str, Backend] = {b.name: b for b in (Reference(), TorchOps(), Cpp(), Cuda())}
+_BACKENDS: dict[str, Backend] = {b.name: b for b in (Reference(), TorchOps(), Cpp(), Cuda(), Triton())}
 
-#: Names that are part of the interface and whose kernels are not in this version.
-_NOT_BUILT = {
-    "triton": "this version has no kernels for it yet; on a CUDA device use backend('cuda') or "
-    "'auto'"
-}
-
-NAMES = ("auto", *_BACKENDS, *_NOT_BUILT)
+NAMES = ("auto", *_BACKENDS)
 
 
 class BackendUnavailable(RuntimeError):
@@ -40,8 +35,6 @@ def why_not(
         ValueError: no backend has that name.
     """
     _check_name(name)
-    if name in _NOT_BUILT:
-        return _NOT_BUILT[name]
     if name == "auto":
         return None
     return _BACKENDS[name].why_not(None if device is None else torch.device(device), dtype)

@@ -1,0 +1,61 @@
+"""Triton kernels (bunit_kernels/triton_kernels): a launch a level, compiled at first use."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+from ..ops import CPU_MISSING
+from ._compiled import Compiled
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST = (3, 6)
+
+
+class Triton(Compiled):
+    name = "triton"
+
+    def __init__(self):
+        pass  # importing Triton takes a second: not before it is used
+
+    @functools.cached_property
+    def ops(self):
+        from .. import triton_kernels
+
+        triton_kernels.register()
+        return getattr(torch.ops, triton_kernels.NAMESPACE)
+
+    def why_not(self, device, dtype):
+        if CPU_MISSING is not None:  # it has the operators' schemas
+            return CPU_MISSING
+        if (reason := _no_triton()) is not None:
+            return reason
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if not interpreted and not torch.cuda.is_available():
+            return (
+                "PyTorch sees no CUDA device (torch.cuda.is_available() is False); to run it "
+                "slowly on the CPU set TRITON_INTERPRET=1 before Python starts"
+            )
+        if device is not None and device.type != ("cpu" if interpreted else "cuda"):
+            return (
+                f"it runs on {'CPU tensors (TRITON_INTERPRET=1)' if interpreted else 'CUDA tensors'}"
+                f", got one on {device}"
+            )
+        if dtype is not None and dtype not in DTYPES:
+            return f"it takes {', '.join(map(str, DTYPES))}, got {dtype}"
+        return None
+
+
+@functools.cache
+def _no_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'triton>=3.6'"
+    import triton
+
+    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if found < OLDEST:
+        return f"it needs Triton {'.'.join(map(str, OLDEST))} or newer, got {triton.__version__}"
+    return None
