@@ -90,6 +90,7 @@ SPECIAL = (
     ConvCase("3-6-5", 1, size=(4, 15, 13), kernel_size=2, padding=1),
     ConvCase("2-48-48", 1, size=(12, 3, 3)),
     ConvCase("2-2-4", 2, size=(12, 4, 4), dilation=40),
+    ConvCase("2-2-4", 2, size=(12, 4, 4), dilation=60),
 )
 
 
@@ -107,6 +108,14 @@ def test_several_tiles_a_block_and_wide_units(case, processors, seed, monkeypatc
 def test_weight_gradients_of_several_tiles_a_block(units, stride, seed, monkeypatch):
     monkeypatch.setenv("BUNIT_EMULATION_PROCESSORS", "1")
     case = ConvCase((units, "1-1"), size=(7, 24, 21), stride=stride)
+    check_against_reference(conv2d, case, torch.float32, seed)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("units", [("2-3", "1-2:k5"), "24-20"])
+def test_weight_gradients_of_taps_that_reach_far(units, stride, seed):
+    """One window of all taps would not fit shared memory."""
+    case = ConvCase(units, size=(2, 66, 5), dilation=60, stride=stride)
     check_against_reference(conv2d, case, torch.float32, seed)
 
 

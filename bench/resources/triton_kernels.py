@@ -115,8 +115,10 @@ def _name(constants: dict, config: triton.Config | None) -> str:
 def usage_of(variant: Variant, arch: int) -> Usage:
     """What Triton's own ptxas reports of a kernel's PTX."""
     version = re.search(r"^\.target (\w+)", variant.ptx, re.MULTILINE)[1]
-    ptxas = Path(triton.__file__).parent / "backends/nvidia/bin" / (
-        "ptxas-blackwell" if arch >= 100 else "ptxas"
+    ptxas = (
+        Path(triton.__file__).parent
+        / "backends/nvidia/bin"
+        / ("ptxas-blackwell" if arch >= 100 else "ptxas")
     )
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"

@@ -29,7 +29,9 @@ def run() -> Iterator[str]:
     with mock.patch.object(Triton, "why_not", lambda *_: None), backend("triton"):
         for (units, count), dtype in itertools.product(LINEARS, DTYPES):
             layer = StackedLinear(units, count, dtype=dtype)
-            layer(torch.zeros(128, layer.in_channels, dtype=dtype, requires_grad=True)).sum().backward()
+            layer(
+                torch.zeros(128, layer.in_channels, dtype=dtype, requires_grad=True)
+            ).sum().backward()
             yield f"{units} {dtype}"
         for (units, count), dtype, form in itertools.product(CONVS, DTYPES, FORMATS):
             for stride in (1, 2):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+
 @dataclass(frozen=True)
 class Usage:
     """What ptxas says of one kernel: bytes, but for the registers of a thread."""

@@ -19,7 +19,7 @@ namespace {
 struct Tiling {
   static constexpr int kThreads = 128, kWarps = kThreads / 32;
   static constexpr int64_t kSharedBytes = 48 * 1024;
-  static constexpr int kSize = 32, kPixels = 1024;
+  static constexpr int kSize = 32, kPixels = 1024, kFewestPixels = 64;
   static constexpr int kBlocks = 8;         // wanted for each processor: twice what runs at once
   static constexpr int kMostChannels = 16;  // of input and output that a block takes
 
@@ -27,6 +27,8 @@ struct Tiling {
   int tiles_y, tiles_x, image_groups;
   int ins, outs;  // channels that a block takes at most
   int parts;      // blocks that share the tiles
+  // Where taps reach too far for one window of all of them: a window for each, one after the other.
+  bool tap_by_tap;
 
   __host__ __device__ int tiles() const { return tiles_y * tiles_x * image_groups; }
   __host__ __device__ int groups(int channels, int most) const {
@@ -38,20 +40,22 @@ using Tasks = TapTasks<Tiling::kWarps>;
 
 // Floats of shared memory that each of a block's arrays takes, one after the other.
 struct Layout {
-  int h, w;  // of the input's window
+  int kernel;  // of the taps that one window serves
+  int h, w;    // of the input's window
   int grads, xs, totals;
   int64_t all;
 
-  __host__ __device__ Layout(const LevelGradWeightCall& call, const Tiling& tiling, int kernel,
-                             int ins, int outs) {
+  __host__ __device__ Layout(const LevelGradWeightCall& call, const Tiling& tiling,
+                             int whole_kernel, int ins, int outs)
+      : kernel(tiling.tap_by_tap ? 1 : whole_kernel) {
     const int64_t span = int64_t(call.dilation) * (kernel - 1);
     const int64_t rows = int64_t(tiling.h - 1) * call.stride + span + 1;
     const int64_t columns = int64_t(tiling.w - 1) * call.stride + span + 1;
-    const int64_t taps = int64_t(ins) * kernel * kernel;
+    const int64_t taps = int64_t(ins) * whole_kernel * whole_kernel;
     const int64_t own = int64_t(outs) * tiling.images * tiling.h * tiling.w;
     const int64_t read = ins * tiling.images * rows * columns;
     // And a bias for each channel.
-    const int64_t sums = Tasks(outs, int(taps)).slices * outs * taps + outs;
+    const int64_t sums = Tasks(outs, ins * kernel * kernel).slices * outs * taps + outs;
     h = int(rows);
     w = int(columns);
     grads = int(own);
@@ -61,8 +65,8 @@ struct Layout {
   }
 };
 
-template <class T>
-__global__ void __launch_bounds__(Tiling::kThreads, 4)
+template <class T, bool TapByTap>
+__global__ void __launch_bounds__(Tiling::kThreads, TapByTap ? 2 : 4)
     level_grad_weight_kernel(const __grid_constant__ LevelGradWeightCall call,
                              const __grid_constant__ Tiling tiling,
                              const __grid_constant__ Runs runs, float* parts, int64_t part_size,
@@ -83,7 +87,8 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
   const bool with_bias = ci0 == 0 && part_size > weight_size;
 
   const Layout layout(call, tiling, kind.kernel, ins, outs);
-  const Tasks tasks(outs, taps);
+  const Tasks tasks(outs, ins * layout.kernel * layout.kernel);
+  const int windows = TapByTap ? area : 1;
   float *grads = shared, *xs = grads + layout.grads, *totals = xs + layout.xs;
   float* biases = totals + tasks.slices * outs * taps;
   for (int i = int(threadIdx.x); i < layout.totals; i += Tiling::kThreads) totals[i] = 0.f;
@@ -94,27 +99,35 @@ __global__ void __launch_bounds__(Tiling::kThreads, 4)
     const int y = tile / tiling.tiles_x % tiling.tiles_y * tiling.h;
     const int n0 = tile / tiling.tiles_x / tiling.tiles_y * tiling.images;
     const Window own{n0, min(tiling.images, out.n - n0), y, x, tiling.h, tiling.w};
-    const Window read{n0,       own.images, y * call.stride - kind.pad, x * call.stride - kind.pad,
-                      layout.h, layout.w};
-    __syncthreads();
-    load_window<T, Tiling::kThreads>(call.grad, first_out, outs, own, grads);
-    load_window<T, Tiling::kThreads>(call.x, first_in, ins, read, xs);
-    __syncthreads();
-    const TapPixels pixels{own.images,
-                           min(tiling.h, out.h - y),
-                           min(tiling.w, out.w - x),
-                           own.w,
-                           own.h * own.w,
-                           own.plane(),
-                           read.w,
-                           read.h * read.w,
-                           read.plane(),
-                           kind.kernel,
-                           call.dilation,
-                           call.stride};
-    tasks.run(grads, xs, pixels, [&](int slice, int co, int tap, float sum) {
-      totals[(slice * outs + co) * taps + tap] += sum;
-    });
+    for (int i = 0; i < windows; ++i) {
+      const int down = TapByTap ? i / kind.kernel * call.dilation : 0;
+      const int right = TapByTap ? i % kind.kernel * call.dilation : 0;
+      const Window read{n0,
+                        own.images,
+                        y * call.stride - kind.pad + down,
+                        x * call.stride - kind.pad + right,
+                        layout.h,
+                        layout.w};
+      __syncthreads();
+      if (i == 0) load_window<T, Tiling::kThreads>(call.grad, first_out, outs, own, grads);
+      load_window<T, Tiling::kThreads>(call.x, first_in, ins, read, xs);
+      __syncthreads();
+      const TapPixels pixels{own.images,
+                             min(tiling.h, out.h - y),
+                             min(tiling.w, out.w - x),
+                             own.w,
+                             own.h * own.w,
+                             own.plane(),
+                             read.w,
+                             read.h * read.w,
+                             read.plane(),
+                             layout.kernel,
+                             call.dilation,
+                             call.stride};
+      tasks.run(grads, xs, pixels, [&](int slice, int co, int tap, float sum) {
+        totals[(slice * outs + co) * taps + tap * windows + i] += sum;
+      });
+    }
     if (!with_bias) continue;
     for (int co = int(threadIdx.x) / 32; co < outs; co += Tiling::kWarps) {
       float sum[1] = {};
@@ -162,14 +175,24 @@ Tiling choose_tiles(const Stack& stack, int level, const LevelGradWeightCall& ca
     }
     return most;
   };
-  while (bytes() > Tiling::kSharedBytes) {
+  const Tiling largest = t;
+  const auto smaller = [&] {
     const int pixels = t.images * t.h * t.w;
     int& more = pixels > 256 || (t.ins == 1 && t.outs == 1) ? (t.images > 1 ? t.images
                                                                : t.h >= t.w ? t.h
                                                                             : t.w)
                                                             : (t.ins >= t.outs ? t.ins : t.outs);
-    STD_TORCH_CHECK(more > 1, "kernels of so many pixels are too large for backend cuda");
+    if (more == 1 || (!t.tap_by_tap && t.ins * t.outs == 1 && pixels <= Tiling::kFewestPixels)) {
+      return false;
+    }
     more = (more + 1) / 2;
+    return true;
+  };
+  while (bytes() > Tiling::kSharedBytes) {
+    if (smaller()) continue;
+    STD_TORCH_CHECK(!t.tap_by_tap, "kernels of so many pixels are too large for backend cuda");
+    t = largest;
+    t.tap_by_tap = true;
   }
   t.tiles_y = ceil_div(out.h, t.h);
   t.tiles_x = ceil_div(out.w, t.w);
@@ -209,9 +232,12 @@ void level_grad_weight(const Layer& layer, int level, const LevelGradWeightCall&
     STD_TORCH_CHECK(int64_t(t.parts) * runs.items < (int64_t(1) << 31), "more than 2^31 blocks");
     for_dtype(like, [&](auto type) {
       using T = decltype(type);
-      BUNIT_LAUNCH((level_grad_weight_kernel<T>), dim3(unsigned(t.parts * runs.items)),
-                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, runs, floats(parts), row,
-                   weights);
+      const auto launch = [&](auto tap_by_tap) {
+        BUNIT_LAUNCH((level_grad_weight_kernel<T, decltype(tap_by_tap)::value>),
+                     dim3(unsigned(t.parts * runs.items)), dim3(Tiling::kThreads), size_t(bytes),
+                     stream, call, t, runs, floats(parts), row, weights);
+      };
+      t.tap_by_tap ? launch(std::true_type()) : launch(std::false_type());
     });
     check_launch("level_grad_weight");
   }
