@@ -6,38 +6,40 @@
 
 namespace bunit::BUNIT_ISA {
 
-template <class T>
-BUNIT_INLINE Vec<T> value_of(const void* values, int64_t channel) {
-  return splat(static_cast<const T*>(values)[channel]);
-}
-
 // The gradient of a level's convolution output, from that after its norm and activation.
 template <class T>
 struct ReadThroughNorm {
   static constexpr bool kPlain = false;
+  static constexpr int kSources = 2;
   const BackwardCall& call;
   int64_t n;
-  T* spare;    // a row and a vector
+  T* spare;    // a row
   T* spare_z;  // the same
+
+  const Image& source(int k) const { return k == 0 ? call.grad : call.z; }
+
+  template <class, class F>
+  BUNIT_INLINE void with_channel(int64_t c, F use) const {
+    const ChannelNorm<T> norm(call.out_norm, c);
+    const Vec<T> mean_g = value_of<T>(call.mean_g, c);
+    const Vec<T> slope = value_of<T>(call.inv_std, c) * value_of<T>(call.mean_gz, c);
+    with_activation_grad<T>(call.out_activation, [&](auto grad_at) BUNIT_ALWAYS {
+      use([=](Vec<T> grad, Vec<T> z) BUNIT_ALWAYS {
+        const Vec<T> d = z - norm.mean;
+        return norm.scale * (grad_at(d * norm.scale + norm.shift, grad) - mean_g - d * slope);
+      });
+    });
+  }
 
   BUNIT_INLINE void operator()(int64_t c, int64_t y, int64_t x, int64_t step, T* target,
                                int64_t count) const {
-    const Image &grad = call.grad, &z = call.z;
-    read_pixels(grad, offset_of(grad, n, c, y, x), step, spare, count);
-    read_pixels(z, offset_of(z, n, c, y, x), step, spare_z, count);
-    count *= call.lanes;
-    const Vec<T> mean = value_of<T>(call.out_norm.mean, c);
-    const Vec<T> scale = value_of<T>(call.out_norm.scale, c);
-    const Vec<T> shift = value_of<T>(call.out_norm.shift, c);
-    const Vec<T> inv_std = value_of<T>(call.inv_std, c);
-    const Vec<T> mean_g = value_of<T>(call.mean_g, c);
-    const Vec<T> mean_gz = value_of<T>(call.mean_gz, c);
-    for (int64_t i = 0; i < count; i += kLanes<T>) {
-      const Vec<T> d = load(spare_z + i) - mean;
-      const Vec<T> g = activation_grad<T>(call.out_activation, d * scale + shift, load(spare + i));
-      store(spare + i, scale * (g - mean_g - d * inv_std * mean_gz));
-    }
-    copy_row(spare, target, count);
+    read_pixels(call.grad, offset_of(call.grad, n, c, y, x), step, spare, count);
+    read_pixels(call.z, offset_of(call.z, n, c, y, x), step, spare_z, count);
+    with_channel<T>(c, [&](auto value) BUNIT_ALWAYS {
+      map_row(count * call.lanes, target, [&](auto load_at, int64_t i) BUNIT_ALWAYS {
+        return value(load_at(spare + i), load_at(spare_z + i));
+      });
+    });
   }
 };
 
@@ -146,10 +148,16 @@ struct LevelBackward {
           conv_flat<T>(grads, offsets, taps, weights, nullptr, kind.c_in, Activation::identity,
                        outs, kind.out_plane, (q1 - q0 - 1) * kind.row + at_least(last, 1));
         }
-        if (call.stride == 1 && kind.pad == 0 && !call.in_norm.mean) {
-          // Phase rows are image rows.
-          store_planes(call.grad_x, n, unit.in_channel, kind.c_in, q0, q1 - q0, outs,
-                       kind.out_plane, kind.row);
+        if (call.stride == 1) {  // phase rows are image rows, but for the padding
+          const int64_t y0 = at_least(q0 - kind.pad, 0), y1 = at_most(q1 - kind.pad, call.x.h);
+          if (y1 <= y0 || last <= first) continue;
+          T* rows = outs + (y0 + kind.pad - q0) * kind.row + first * lanes;
+          if (call.in_norm.mean) {
+            through_in_norm(n, y0, y1, rows, in_sums);
+          } else {
+            store_planes(call.grad_x, n, unit.in_channel, kind.c_in, y0, y1 - y0, rows,
+                         kind.out_plane, kind.row);
+          }
           continue;
         }
         for (int c = 0; c < kind.c_in; ++c) {
@@ -158,7 +166,8 @@ struct LevelBackward {
             if (y < 0 || y >= call.x.h || last <= first) continue;
             T* row = outs + c * kind.out_plane + (q - q0) * kind.row + first * lanes;
             const int64_t x = first * call.stride + px - kind.pad;
-            write_input_grad(n, unit.in_channel + c, y, x, row, last - first, in_sums);
+            write_pixels(call.grad_x, offset_of(call.grad_x, n, unit.in_channel + c, y, x),
+                         call.stride, row, last - first);
           }
         }
         offsets += taps;
@@ -167,40 +176,56 @@ struct LevelBackward {
     }
   }
 
-  void write_input_grad(int64_t n, int64_t c, int64_t y, int64_t x, T* row, int64_t count,
-                        double* in_sums) {
-    const Image& out = call.grad_x;
-    const T* values = row;
-    if (call.in_norm.mean) {
-      through_in_norm(n, c, y, row, count, in_sums + 2 * c);
-      values = spare;
+  // Multiplies rows [y0, y1) of the input's gradient by the derivative of the activation before
+  // it, writes them, and adds up what the norm's gradient needs. Only levels after the first have a
+  // norm before them, so the stride is 1 and rows are whole.
+  void through_in_norm(int64_t n, int64_t y0, int64_t y1, T* rows, double* in_sums) {
+    const Image &x = call.x, &out = call.grad_x;
+    const bool plain = has_plain_rows<T>(x) && has_plain_rows<T>(out);
+    const int64_t width = x.w * lanes;
+    for (int c = 0; c < kind.c_in; ++c) {
+      const int64_t channel = unit.in_channel + c;
+      const ChannelNorm<T> norm(call.in_norm, channel);
+      Vec<T> first{}, second{};
+      with_activation_grad<T>(call.in_activation, [&](auto grad_at) BUNIT_ALWAYS {
+        for (int64_t y = y0; y < y1; ++y) {
+          T* row = rows + c * kind.out_plane + (y - y0) * kind.row;
+          const int64_t from = offset_of(x, n, channel, y, 0),
+                        to = offset_of(out, n, channel, y, 0);
+          const T* z = spare_z;
+          if (plain) {
+            z = static_cast<const T*>(x.data) + from;
+            prefetch(x, z, width * int64_t(sizeof(T)));
+          } else {
+            read_pixels(x, from, 1, spare_z, x.w);
+          }
+          const auto add = [&](auto load_at, int64_t i, Mask<T> valid) BUNIT_ALWAYS {
+            const Vec<T> d = load_at(z + i) - norm.mean;
+            const Vec<T> g = keep<T>(grad_at(d * norm.scale + norm.shift, load(row + i)), valid);
+            first += g;
+            second += g * keep<T>(d, valid);
+            return g;
+          };
+          int64_t i = 0;
+          for (; i + kLanes<T> <= width; i += kLanes<T>) {
+            store(row + i, add(LoadWhole{}, i, ~Mask<T>{}));
+          }
+          if (i < width) {
+            T tail[kLanes<T>];
+            store(tail, add(LoadFirst{width - i}, i, first_lanes<T>(width - i)));
+            for (int64_t k = 0; i < width; ++i, ++k) row[i] = tail[k];
+          }
+          if (plain) {
+            copy_row(row, static_cast<T*>(const_cast<void*>(out.data)) + to, width);
+          } else {
+            write_pixels(out, to, 1, row, x.w);
+          }
+        }
+      });
+      in_sums[2 * channel] += double(sum<T>(first));
+      in_sums[2 * channel + 1] +=
+          double(sum<T>(second)) * double(static_cast<const T*>(call.in_inv_std)[channel]);
     }
-    write_pixels(out, offset_of(out, n, c, y, x), call.stride, values, count);
-  }
-
-  // Multiplies a row by the derivative of the activation before it, into `spare`, and adds up what
-  // the norm's gradient needs. Only levels after the first have one, so the stride is 1.
-  void through_in_norm(int64_t n, int64_t c, int64_t y, const T* row, int64_t count, double* sums) {
-    read_pixels(call.x, offset_of(call.x, n, c, y, 0), 1, spare_z, count);
-    count *= lanes;
-    const Vec<T> mean = value_of<T>(call.in_norm.mean, c);
-    const Vec<T> scale = value_of<T>(call.in_norm.scale, c);
-    const Vec<T> shift = value_of<T>(call.in_norm.shift, c);
-    const T inv_std = static_cast<const T*>(call.in_inv_std)[c];
-    Vec<T> first{}, second{};
-    const auto add = [&](int64_t i, Mask<T> valid) {
-      const Vec<T> d = load(spare_z + i) - mean;
-      const Vec<T> g =
-          keep<T>(activation_grad<T>(call.in_activation, d * scale + shift, load(row + i)), valid);
-      store(spare + i, g);
-      first += g;
-      second += g * keep<T>(d, valid);
-    };
-    int64_t i = 0;
-    for (; i + kLanes<T> <= count; i += kLanes<T>) add(i, ~Mask<T>{});
-    if (i < count) add(i, first_lanes<T>(count - i));
-    sums[0] += double(sum<T>(first));
-    sums[1] += double(sum<T>(second)) * double(inv_std);
   }
 };
 

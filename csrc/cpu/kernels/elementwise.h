@@ -6,13 +6,13 @@
 namespace bunit::BUNIT_ISA {
 
 // Works on `Inputs` images at once, some pixels of some channels at a time, as rows of one channel
-// each. body(channel, rows, count) may write to the rows and to a vector beyond them; the first row
-// is written to `out` afterwards, where that holds data.
+// each. body(channel, rows, count) fills one row more, which is written to `out` where that holds
+// data.
 template <class T, int Inputs, class F>
 void for_each_row(const Image (&images)[Inputs], const Image& out, int64_t n, int64_t c0,
                   int64_t c1, F body) {
   constexpr int kChannels = 16, kPixels = 256;
-  T tiles[Inputs][kChannels * kPixels];
+  T tiles[Inputs + 1][kChannels * kPixels];
   const Image& shape = images[0];
   const int64_t pixels = shape.h * shape.w;
   for (int64_t p = 0; p < pixels; p += kPixels) {
@@ -34,55 +34,109 @@ void for_each_row(const Image (&images)[Inputs], const Image& out, int64_t n, in
         }
       }
       for (int64_t c = 0; c < channels; ++c) {
-        T* rows[Inputs];
-        for (int i = 0; i < Inputs; ++i) rows[i] = tiles[i] + c * kPixels;
+        T* rows[Inputs + 1];
+        for (int i = 0; i <= Inputs; ++i) rows[i] = tiles[i] + c * kPixels;
         body(first + c, rows, count);
       }
       if (!out.data) continue;
       if (is_interleaved(out)) {
-        from_planes(out, at(out, first), out.stride_w, count, channels, tiles[0], kPixels);
+        from_planes(out, at(out, first), out.stride_w, count, channels, tiles[Inputs], kPixels);
         continue;
       }
       for (int64_t c = 0; c < channels; ++c) {
-        write_row(out, at(out, first + c), out.stride_w, tiles[0] + c * kPixels, count);
+        write_row(out, at(out, first + c), out.stride_w, tiles[Inputs] + c * kPixels, count);
       }
     }
   }
 }
 
+// Whether an image's pixels are one run of T.
+template <class T>
+BUNIT_INLINE bool is_plain(const Image& image) {
+  return !image.data || (has_plain_rows<T>(image) && image.stride_h == image.w && image.lanes == 1);
+}
+
+// Channel c of image n.
+template <class T>
+BUNIT_INLINE T* pixels_of(const Image& image, int64_t n, int64_t c) {
+  return static_cast<T*>(const_cast<void*>(image.data)) + offset_of(image, n, c, 0, 0);
+}
+
+// The output's pixels of channel c, from those of z and of the residual.
+template <class T>
+BUNIT_INLINE void affine_row(const AffineCall& call, int64_t c, int64_t count, const T* z,
+                             const T* residual, T* y) {
+  const ChannelNorm<T> normalised(call.norm, c);
+  with_activation<T>(call.activation, [&](auto activated) BUNIT_ALWAYS {
+    if (!residual) {
+      return map_row(count, y, [&](auto load_at, int64_t i) BUNIT_ALWAYS {
+        return activated(normalised(load_at(z + i)));
+      });
+    }
+    map_row(count, y, [&](auto load_at, int64_t i) BUNIT_ALWAYS {
+      const Vec<T> sum = activated(normalised(load_at(z + i))) + load_at(residual + i);
+      return activate<T>(call.after_residual, sum);
+    });
+  });
+}
+
 // Channels [c0, c1) of image n.
 template <class T>
 void affine_item(const AffineCall& call, int64_t n, int64_t c0, int64_t c1) {
-  const Image images[] = {call.z, call.residual};
-  for_each_row<T>(images, call.y, n, c0, c1, [&](int64_t c, T* const(&rows)[2], int64_t count) {
-    normalise_row(call.norm, c, call.activation, rows[0], count);
-    if (!call.residual.data) return;
-    for (int64_t i = 0; i < count; i += kLanes<T>) {
-      store(rows[0] + i, activate<T>(call.after_residual, load(rows[0] + i) + load(rows[1] + i)));
+  const bool added = call.residual.data != nullptr;
+  if (is_plain<T>(call.z) && is_plain<T>(call.residual) && is_plain<T>(call.y)) {
+    for (int64_t c = c0; c < c1; ++c) {
+      affine_row<T>(call, c, call.z.h * call.z.w, pixels_of<T>(call.z, n, c),
+                    added ? pixels_of<T>(call.residual, n, c) : nullptr,
+                    pixels_of<T>(call.y, n, c));
     }
+    return;
+  }
+  const Image images[] = {call.z, call.residual};
+  for_each_row<T>(images, call.y, n, c0, c1, [&](int64_t c, T* const(&rows)[3], int64_t count) {
+    affine_row<T>(call, c, count, rows[0], added ? rows[1] : nullptr, rows[2]);
   });
+}
+
+// Adds to a channel's sums those of g and g * zhat over `count` pixels.
+template <class T>
+BUNIT_INLINE void reduce_row(const ReduceCall& call, int64_t c, int64_t count, const T* grad,
+                             const T* z, double* sums) {
+  const ChannelNorm<T> norm(call.norm, c);
+  Vec<T> first{}, second{};
+  with_activation_grad<T>(call.activation, [&](auto grad_at) BUNIT_ALWAYS {
+    const auto add = [&](auto load_at, int64_t i, Mask<T> valid) BUNIT_ALWAYS {
+      const Vec<T> d = load_at(z + i) - norm.mean;
+      const Vec<T> g = keep<T>(grad_at(d * norm.scale + norm.shift, load_at(grad + i)), valid);
+      first += g;
+      second += g * keep<T>(d, valid);
+    };
+    int64_t i = 0;
+    for (; i + kLanes<T> <= count; i += kLanes<T>) add(LoadWhole{}, i, ~Mask<T>{});
+    if (i < count) add(LoadFirst{count - i}, i, first_lanes<T>(count - i));
+  });
+  sums[0] += double(sum<T>(first));
+  sums[1] += double(sum<T>(second)) * double(static_cast<const T*>(call.inv_std)[c]);
 }
 
 template <class T>
 void reduce_item(const ReduceCall& call, int64_t n, int64_t c0, int64_t c1) {
+  constexpr int64_t kPixels = 1024;  // summed in T
   double* all = call.sums + 2 * n * call.z.c;
   for (int64_t c = c0; c < c1; ++c) all[2 * c] = all[2 * c + 1] = 0;
-  const Image images[] = {call.grad, call.z};
-  for_each_row<T>(images, {}, n, c0, c1, [&](int64_t c, T* const(&rows)[2], int64_t count) {
-    const Vec<T> mean = splat(static_cast<const T*>(call.norm.mean)[c]);
-    const Vec<T> scale = splat(static_cast<const T*>(call.norm.scale)[c]);
-    const Vec<T> shift = splat(static_cast<const T*>(call.norm.shift)[c]);
-    Vec<T> first{}, second{};
-    for (int64_t i = 0; i < count; i += kLanes<T>) {
-      const Mask<T> valid = first_lanes<T>(count - i);
-      const Vec<T> d = load(rows[1] + i) - mean;
-      const Vec<T> g =
-          keep<T>(activation_grad<T>(call.activation, d * scale + shift, load(rows[0] + i)), valid);
-      first += g;
-      second += g * keep<T>(d, valid);
+  if (is_plain<T>(call.grad) && is_plain<T>(call.z)) {
+    const int64_t pixels = call.z.h * call.z.w;
+    for (int64_t c = c0; c < c1; ++c) {
+      const T *grad = pixels_of<T>(call.grad, n, c), *z = pixels_of<T>(call.z, n, c);
+      for (int64_t p = 0; p < pixels; p += kPixels) {
+        reduce_row<T>(call, c, at_most(kPixels, pixels - p), grad + p, z + p, all + 2 * c);
+      }
     }
-    all[2 * c] += double(sum<T>(first));
-    all[2 * c + 1] += double(sum<T>(second)) * double(static_cast<const T*>(call.inv_std)[c]);
+    return;
+  }
+  const Image images[] = {call.grad, call.z};
+  for_each_row<T>(images, {}, n, c0, c1, [&](int64_t c, T* const(&rows)[3], int64_t count) {
+    reduce_row<T>(call, c, count, rows[0], rows[1], all + 2 * c);
   });
 }
 

@@ -174,44 +174,43 @@ struct UnitForward {
     }
   }
 
-  // Merges finished rows into the channels' moments. The distances are taken from a mean that is
-  // nearly theirs, so nothing cancels however large it is.
-  void add_moments(int64_t rows, Moments* moments) {
+  // Merges finished rows into the channels' moments, and where `out` is plain writes them to it on
+  // the way. Distances are taken from the mean of a row, which is near that of all: nothing
+  // cancels, however large it is.
+  void add_moments(int64_t y, int64_t rows, Moments* moments, bool stores) {
     const int64_t width = last().out_w * call.lanes;
     const double count = double(rows * width);
     for (int c = 0; c < last().c_out; ++c) {
-      const T* plane = finished + c * kind.out_plane;
-      const T center = T(sum_rows(plane, rows, width, T(0)).first / count);
-      const Sums sums = sum_rows(plane, rows, width, center);
-      const double shift = sums.first / count;
-      merge(moments[c], {count, double(center) + shift, sums.second - sums.first * shift});
-    }
-  }
-
-  struct Sums {
-    double first, second;  // of the distances from a center, and of their squares
-  };
-
-  Sums sum_rows(const T* plane, int64_t rows, int64_t width, T center) const {
-    Sums sums{};
-    for (int64_t r = 0; r < rows; ++r) {
-      const T* row = plane + r * finished_row();
+      const T* row = finished + c * kind.out_plane;
+      T* out = stores ? static_cast<T*>(const_cast<void*>(call.y.data)) +
+                            offset_of(call.y, n, unit.out_channel + c, y, 0)
+                      : nullptr;
+      const T center = mean_of(row, width);
       Vec<T> first{}, second{};
-      int64_t i = 0;
-      for (; i + kLanes<T> <= width; i += kLanes<T>) {
-        const Vec<T> d = load(row + i) - center;
+      for (int64_t r = 0; r < rows; ++r, row += finished_row(), out += call.y.stride_h) {
+        if (stores) copy_row(row, out, width);
+        int64_t i = 0;
+        for (; i + kLanes<T> <= width; i += kLanes<T>) {
+          const Vec<T> d = load(row + i) - center;
+          first += d;
+          second += d * d;
+        }
+        if (i == width) continue;
+        const Vec<T> d = keep<T>(load(row + i) - center, first_lanes<T>(width - i));
         first += d;
         second += d * d;
       }
-      sums.first += double(sum<T>(first));
-      sums.second += double(sum<T>(second));
-      for (; i < width; ++i) {
-        const double d = double(row[i]) - double(center);
-        sums.first += d;
-        sums.second += d * d;
-      }
+      const double total = double(sum<T>(first)), shift = total / count;
+      merge(moments[c], {count, double(center) + shift, double(sum<T>(second)) - total * shift});
     }
-    return sums;
+  }
+
+  static T mean_of(const T* row, int64_t width) {
+    Vec<T> total{};
+    for (int64_t i = 0; i < width; i += kLanes<T>) {
+      total += keep<T>(load(row + i), first_lanes<T>(width - i));
+    }
+    return sum<T>(total) / T(width);
   }
 
   static void merge(Moments& into, const Moments& more) {
@@ -234,7 +233,10 @@ struct UnitForward {
         continue;
       }
       run_level(call.depth - 1, y, end, finished, kind.out_plane, finished_row(), call.out);
-      if (moments) add_moments(end - y, moments);
+      const bool stores =
+          moments && !call.residual.data && call.lanes == call.y.lanes && has_plain_rows<T>(call.y);
+      if (moments) add_moments(y, end - y, moments, stores);
+      if (stores) continue;
       if (call.residual.data) add_residual(y, end);
       if (call.lanes > call.y.lanes) {
         const int64_t channel = unit.out_channel;

@@ -1,7 +1,7 @@
 // Image rows into padded planes, and finished planes into image rows.
 #pragma once
 
-#include "convert.h"
+#include "rows.h"
 
 namespace bunit::BUNIT_ISA {
 
@@ -34,29 +34,15 @@ BUNIT_INLINE int64_t offset_of(const Image& image, int64_t n, int64_t c, int64_t
   return n * image.stride_n + c * image.stride_c + y * image.stride_h + x * image.stride_w;
 }
 
-// Normalises and activates `n` values of one channel, whole vectors at a time: `row` must have room
-// for a vector more.
-template <class T>
-BUNIT_INLINE void normalise_row(const Norm& norm, int64_t channel, Activation activation, T* row,
-                                int64_t n) {
-  const Vec<T> mean = splat(static_cast<const T*>(norm.mean)[channel]);
-  const Vec<T> scale = splat(static_cast<const T*>(norm.scale)[channel]);
-  const Vec<T> shift = splat(static_cast<const T*>(norm.shift)[channel]);
-  for (int64_t i = 0; i < n; i += kLanes<T>) {
-    store(row + i, activate<T>(activation, (load(row + i) - mean) * scale + shift));
-  }
-}
-
 BUNIT_INLINE int64_t element_size(Scalar dtype) {
   return dtype == Scalar::float64 ? 8 : dtype == Scalar::float32 ? 4 : 2;
 }
 
-// Asks for what lies `image.ahead` from `count` elements to be read.
-BUNIT_INLINE void prefetch(const Image& image, int64_t offset, int64_t count) {
+// Asks for what lies `image.ahead` from `bytes` to be read.
+BUNIT_INLINE void prefetch(const Image& image, const void* data, int64_t bytes) {
   if (image.ahead == 0) return;
-  const int64_t size = element_size(image.dtype);
-  const char* data = static_cast<const char*>(image.data) + offset * size + image.ahead;
-  for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(data + i, 0, 2);
+  const char* soon = static_cast<const char*>(data) + image.ahead;
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(soon + i, 0, 2);
 }
 
 // `count` pixels of one row, `step` pixels apart, as they lie in planes.
@@ -65,7 +51,10 @@ BUNIT_INLINE void read_pixels(const Image& image, int64_t offset, int64_t step, 
                               int64_t count) {
   if (image.lanes == 1) {
     const int64_t stride = step * image.stride_w;
-    prefetch(image, offset, stride == 1 ? count : 0);
+    if (stride == 1) {
+      const int64_t size = element_size(image.dtype);
+      prefetch(image, static_cast<const char*>(image.data) + offset * size, count * size);
+    }
     return read_row(image, offset, stride, target, count);
   }
   const T* source = static_cast<const T*>(image.data) + offset;
@@ -95,11 +84,20 @@ struct PlaneMap {
   int phases;
 };
 
-// Readers give `count` pixels of a channel's row, from column x on and `step` apart.
+// Readers give `count` pixels of a channel's row, from column x on and `step` apart. Each pixel is
+// made of those of one image or of two, by what with_channel(channel, use) calls `use` with.
 struct ReadPixels {
   static constexpr bool kPlain = true;
+  static constexpr int kSources = 1;
   const Image& image;
   int64_t n;
+
+  const Image& source(int) const { return image; }
+
+  template <class T, class F>
+  BUNIT_INLINE void with_channel(int64_t, F use) const {
+    use([](Vec<T> v) BUNIT_ALWAYS { return v; });
+  }
 
   template <class T>
   BUNIT_INLINE void operator()(int64_t channel, int64_t y, int64_t x, int64_t step, T* target,
@@ -112,17 +110,30 @@ struct ReadPixels {
 template <class T>
 struct ReadNormalised {
   static constexpr bool kPlain = false;
+  static constexpr int kSources = 1;
   const Image& image;
   int64_t n;
   const Norm& norm;
   Activation activation;
-  T* spare;  // a row and a vector
+  T* spare;  // a row
+
+  const Image& source(int) const { return image; }
+
+  template <class, class F>
+  BUNIT_INLINE void with_channel(int64_t channel, F use) const {
+    const ChannelNorm<T> normalised(norm, channel);
+    with_activation<T>(activation, [&](auto activated) BUNIT_ALWAYS {
+      use([=](Vec<T> v) BUNIT_ALWAYS { return activated(normalised(v)); });
+    });
+  }
 
   BUNIT_INLINE void operator()(int64_t channel, int64_t y, int64_t x, int64_t step, T* target,
                                int64_t count) const {
     read_pixels(image, offset_of(image, n, channel, y, x), step, spare, count);
-    normalise_row(norm, channel, activation, spare, count * image.lanes);
-    copy_row(spare, target, count * image.lanes);
+    with_channel<T>(channel, [&](auto value) BUNIT_ALWAYS {
+      map_row(count * image.lanes, target,
+              [&](auto load_at, int64_t i) BUNIT_ALWAYS { return value(load_at(spare + i)); });
+    });
   }
 };
 
@@ -134,31 +145,45 @@ BUNIT_INLINE bool has_plain_rows(const Image& image) {
 }
 
 // load_planes for the commonest case, in which deciding anything row by row would take longer than
-// copying: plain rows, stride 1.
-template <class T>
-void copy_planes(const Image& image, int64_t n, int64_t channel, int channels, const PlaneMap& map,
-                 int64_t base, int64_t q0, int64_t q1, T* planes) {
-  const int64_t left = map.pad * map.lanes, width = image.w * map.lanes;
+// the rest: plain rows, stride 1.
+template <class T, class Reader>
+void load_plain_planes(const Reader& read, int64_t channel, int channels, const PlaneMap& map,
+                       int64_t base, int64_t q0, int64_t q1, T* planes) {
+  constexpr int kSources = Reader::kSources;
+  const Image& shape = read.source(0);
+  const int64_t left = map.pad * map.lanes, width = shape.w * map.lanes;
   const int64_t top = at_most(at_least(q0, map.pad), q1);
-  const int64_t bottom = at_least(at_most(q1, image.h + map.pad), top);
+  const int64_t bottom = at_least(at_most(q1, shape.h + map.pad), top);
   for (int c = 0; c < channels; ++c) {
     T* row = planes + c * map.plane + (q0 - base) * map.row;
     clear(row, (top - q0) * map.row);
     row += (top - q0) * map.row;
-    const T* source =
-        static_cast<const T*>(image.data) + offset_of(image, n, channel + c, top - map.pad, 0);
     clear(row, left);
     clear_each(row + left + width, bottom - top, map.row, map.row - width);
-    for (int64_t q = top; q < bottom; ++q, row += map.row, source += image.stride_h) {
-      if (image.ahead) {
-        const char* soon = reinterpret_cast<const char*>(source) + image.ahead;
-        for (int64_t i = 0; i < width * int64_t(sizeof(T)); i += 64) {
-          __builtin_prefetch(soon + i, 0, 2);
-        }
-      }
-      copy_row(source, row + left, width);
+    const T* from[kSources];
+    for (int k = 0; k < kSources; ++k) {
+      const Image& image = read.source(k);
+      from[k] = static_cast<const T*>(image.data) +
+                offset_of(image, read.n, channel + c, top - map.pad, 0);
     }
-    clear(row, (q1 - bottom) * map.row + left);  // and right padding of the last row
+    read.template with_channel<T>(channel + c, [&](auto value) BUNIT_ALWAYS {
+      T* target = row + left;
+      for (int64_t q = top; q < bottom; ++q, target += map.row) {
+        for (int k = 0; k < kSources; ++k) {
+          prefetch(read.source(k), from[k], width * int64_t(sizeof(T)));
+        }
+        map_row(width, target, [&](auto load_at, int64_t i) BUNIT_ALWAYS {
+          if constexpr (kSources == 1) {
+            return value(load_at(from[0] + i));
+          } else {
+            return value(load_at(from[0] + i), load_at(from[1] + i));
+          }
+        });
+        for (int k = 0; k < kSources; ++k) from[k] += read.source(k).stride_h;
+      }
+    });
+    // And right padding of the last row.
+    clear(row + (bottom - top) * map.row, (q1 - bottom) * map.row + left);
   }
 }
 
@@ -167,12 +192,10 @@ template <class T, class Reader>
 void load_planes(const Reader& read, int64_t height, int64_t width, bool dense, int64_t channel,
                  int channels, const PlaneMap& map, int64_t base, int64_t q0, int64_t q1,
                  T* planes) {
-  if constexpr (Reader::kPlain) {
-    const bool fits = map.row >= (map.pad + width) * map.lanes;
-    if (map.stride == 1 && fits && has_plain_rows<T>(read.image)) {
-      return copy_planes(read.image, read.n, channel, channels, map, base, q0, q1, planes);
-    }
-  }
+  const bool fits = map.row >= (map.pad + width) * map.lanes;
+  bool plain = map.stride == 1 && fits;
+  for (int k = 0; k < Reader::kSources; ++k) plain = plain && has_plain_rows<T>(read.source(k));
+  if (plain) return load_plain_planes(read, channel, channels, map, base, q0, q1, planes);
   for (int c = 0; c < channels; ++c) {
     for (int py = 0; py < map.phases; ++py) {
       for (int px = 0; px < map.phases; ++px) {
@@ -221,6 +244,13 @@ void store_planes(const Image& image, int64_t n, int64_t channel, int channels, 
     const int64_t offset = offset_of(image, n, channel + c, y0, 0);
     if (dense) {
       write_pixels(image, offset, 1, source, rows * image.w);
+      continue;
+    }
+    if (has_plain_rows<T>(image)) {
+      T* target = static_cast<T*>(const_cast<void*>(image.data)) + offset;
+      for (int64_t r = 0; r < rows; ++r, source += row, target += image.stride_h) {
+        copy_row(source, target, image.w * image.lanes);
+      }
       continue;
     }
     for (int64_t r = 0; r < rows; ++r) {
