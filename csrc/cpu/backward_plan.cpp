@@ -187,10 +187,8 @@ void BackwardPlan::run_typed(const BackwardCall& whole, Tensor* grad_weight, Ten
   std::vector<double> norm_sums;
   int64_t count = 0;
   for (const PartPlan& plan : plans_) count += plan.blocks * plan.segments;
-  if (grad_weight) {
-    weight_sums.resize(size_t(count * weight_size_));
-    bias_sums.resize(size_t(count * whole.grad.c));
-  }
+  if (grad_weight) weight_sums.resize(size_t(count * weight_size_));
+  if (grad_bias) bias_sums.resize(size_t(count * whole.grad.c));
   if (in_sums) norm_sums.resize(size_t(count * whole.x.c * 2));
 
   const auto backward = kernels().backward[sizeof(T) == 8 ? 1 : 0];
@@ -204,10 +202,8 @@ void BackwardPlan::run_typed(const BackwardCall& whole, Tensor* grad_weight, Ten
     call.units = plan.units.data();
     call.block = plan.block;
     call.segments = plan.segments;
-    if (grad_weight) {
-      call.grad_weight = weight_sums.data() + before * weight_size_;
-      call.grad_bias = bias_sums.data() + before * whole.grad.c;
-    }
+    if (grad_weight) call.grad_weight = weight_sums.data() + before * weight_size_;
+    if (grad_bias) call.grad_bias = bias_sums.data() + before * whole.grad.c;
     if (in_sums) call.in_sums = norm_sums.data() + before * whole.x.c * 2;
     before += plan.blocks * plan.segments;
     const int64_t bytes = plan.scratch_bytes + stage_bytes(call.lanes, plan.segments);
@@ -219,10 +215,8 @@ void BackwardPlan::run_typed(const BackwardCall& whole, Tensor* grad_weight, Ten
                std::min(first + group_, units), scratch(bytes));
     });
   }
-  if (grad_weight) {
-    sum_parts(weight_sums.data(), count, weight_size_, *grad_weight);
-    sum_parts(bias_sums.data(), count, whole.grad.c, *grad_bias);
-  }
+  if (grad_weight) sum_parts(weight_sums.data(), count, weight_size_, *grad_weight);
+  if (grad_bias) sum_parts(bias_sums.data(), count, whole.grad.c, *grad_bias);
   if (in_sums) {
     in_sums->assign(size_t(whole.x.c * 2), 0.0);
     for (size_t i = 0; i < norm_sums.size(); ++i) (*in_sums)[i % in_sums->size()] += norm_sums[i];

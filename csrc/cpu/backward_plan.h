@@ -31,8 +31,8 @@ class BackwardPlan {
   BackwardPlan(const Stack& stack, int level, const Image& x, const Image& grad,
                const Tensor* weight, int64_t stride, int64_t dilation, Pass pass = Pass::backward);
 
-  // `grad_x` may hold no data; `grad_weight` and `grad_bias` may be null, both or none. With
-  // `in_sums` the sums that the norm before the level needs, two a channel.
+  // `grad_x` may hold no data; `grad_weight` and `grad_bias` may be null, both or the bias alone.
+  // With `in_sums` the sums that the norm before the level needs, two a channel.
   void run(const Image& x, const Image& grad, const Image& grad_x, const BackwardNorms& norms,
            Tensor* grad_weight, Tensor* grad_bias, std::vector<double>* in_sums) const;
 

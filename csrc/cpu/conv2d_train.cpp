@@ -252,11 +252,10 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
                    l == 0 ? output_is_channels_last(x) : channels_last);
     grad_weights[i] = torch::stable::empty(weights[i].sizes(), weights[i].scalar_type(),
                                            std::nullopt, x.device());
-    Tensor grad_bias = torch::stable::empty({z.c}, x.scalar_type(), std::nullopt, x.device());
     const Image in = image_of(input), out = image_of(grad);
     BackwardPlan(level_stack(units, depth, l), 0, in, out, &weights[i], l == 0 ? stride : 1,
                  dilation, Pass::with_norms)
-        .run(in, out, image_of(grad_in), around, &grad_weights[i], &grad_bias,
+        .run(in, out, image_of(grad_in), around, &grad_weights[i], nullptr,
              l > 0 ? &sums : nullptr);
     grad = grad_in;
   }

@@ -78,7 +78,7 @@ struct LevelBackward {
       } else {
         sums.run(kind.c_out, 1, (y1 - y0 - 1) * kind.row + call.grad.w, out);
       }
-      add_bias(y1 - y0, own, grad_bias + unit.out_channel);
+      if (grad_bias) add_bias(y1 - y0, own, grad_bias + unit.out_channel);
     }
     if (call.grad_x.data && q1 > y0) input_grad(n, y0, q1, in_sums);
   }
@@ -141,9 +141,10 @@ struct LevelBackward {
                          Activation::identity, outs + r * kind.row, kind.out_plane,
                          at_least(last, 1) * lanes);
           }
-        } else if (takes_rows<T>(kind.plain, kind.c_in, last)) {
-          conv_rows<T>(grads, kind.row, kind.grad_plane, kind.c_out, weights, nullptr, kind.c_in,
-                       Activation::identity, false, outs, kind.out_plane, kind.row, q1 - q0, last);
+        } else if (takes_rows<T>(kind.plain, kind.c_in, last - first)) {
+          conv_rows<T>(grads + first, kind.row, kind.grad_plane, kind.c_out, weights, nullptr,
+                       kind.c_in, Activation::identity, false, outs + first, kind.out_plane,
+                       kind.row, q1 - q0, last - first);
         } else {
           conv_flat<T>(grads, offsets, taps, weights, nullptr, kind.c_in, Activation::identity,
                        outs, kind.out_plane, (q1 - q0 - 1) * kind.row + at_least(last, 1));
