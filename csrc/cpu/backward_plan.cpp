@@ -15,10 +15,9 @@ constexpr int64_t kItems = 64;
 
 BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const Image& grad,
                            const Tensor* weight, int64_t stride, int64_t dilation, Pass pass)
-    : level_(level), stride_(stride), weight_size_(stack.weight_sizes[level]), x_(x), grad_(grad) {
+    : stack_(stack), level_(level), stride_(stride), x_(x), grad_(grad) {
   const int64_t count = int64_t(stack.units.size());
   group_ = units_per_item(x, grad, count);
-  groups_ = (count + group_ - 1) / group_;
   group_in_ = group_channels(stack, level, group_);
   group_out_ = group_channels(stack, level + 1, group_);
   for (const Unit& unit : stack.units) {
@@ -28,7 +27,7 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
   for (const Part& part : parts_of(stack, x, stride, pass)) {
     PartPlan& plan = plans_.emplace_back();
     plan.part = part;
-    split(stack, plan);
+    split(plan);
     plan.kinds.resize(size_t(stack.kinds));
     std::vector<bool> made(plan.kinds.size());
     for (const Unit& unit : stack.units) {
@@ -43,25 +42,25 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
     }
     if (!weight) continue;
     if (x.dtype == Scalar::float64) {
-      pack<double>(stack, *weight, dilation, plan);
+      pack<double>(*weight, dilation, plan);
     } else {
-      pack<float>(stack, *weight, dilation, plan);
+      pack<float>(*weight, dilation, plan);
     }
   }
 }
 
 // Into blocks of images, and segments of their rows.
-void BackwardPlan::split(const Stack& stack, PartPlan& plan) const {
+void BackwardPlan::split(PartPlan& plan) const {
   const int64_t lanes = plan.part.lanes;
   const int64_t items = plan.part.count / lanes;
-  const int64_t count = int64_t(stack.units.size());
+  const int64_t count = int64_t(stack_.units.size());
   const int64_t blocks =
       std::clamp<int64_t>((kItems + count - 1) / count, 1, std::max<int64_t>(1, items));
   plan.block = std::max<int64_t>(1, (items + blocks - 1) / blocks);
   plan.blocks = (items + plan.block - 1) / plan.block;
 
   int64_t widest = 0;
-  for (const Unit& unit : stack.units) {
+  for (const Unit& unit : stack_.units) {
     const int64_t planes = unit.widths[level_ + 1] + 2 * unit.widths[level_];
     widest = std::max(widest, planes * (grad_.w + 2 * unit.pad) * lanes);
   }
@@ -137,14 +136,13 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, PartPlan& plan)
 
 // Each phase of input pixels is a convolution of the output's gradient with the taps that reach it.
 template <class T>
-void BackwardPlan::pack(const Stack& stack, const Tensor& weight, int64_t dilation,
-                        PartPlan& plan) {
+void BackwardPlan::pack(const Tensor& weight, int64_t dilation, PartPlan& plan) {
   const Values<T> values(weight);
-  plan.packed.resize(size_t(weight_size_ * int64_t(sizeof(T)) + 7) / 8);
+  plan.packed.resize(size_t(stack_.weight_sizes[level_] * int64_t(sizeof(T)) + 7) / 8);
   T* out = reinterpret_cast<T*>(plan.packed.data());
   std::vector<bool> made(plan.kinds.size());
   for (size_t u = 0; u < plan.units.size(); ++u) {
-    const Unit& unit = stack.units[u];
+    const Unit& unit = stack_.units[u];
     BackwardKind& kind = plan.kinds[size_t(unit.kind)];
     const bool first = !made[size_t(unit.kind)];
     made[size_t(unit.kind)] = true;
@@ -180,16 +178,22 @@ void BackwardPlan::pack(const Stack& stack, const Tensor& weight, int64_t dilati
 }
 
 template <class T>
-void BackwardPlan::run_typed(const BackwardCall& whole, Tensor* grad_weight, Tensor* grad_bias,
-                             std::vector<double>* in_sums) const {
+void BackwardPlan::run_typed(const UnitRange& units, const BackwardCall& whole, Tensor* grad_weight,
+                             Tensor* grad_bias, std::vector<double>* in_sums) const {
+  const int64_t first_in = stack_.first_channel(level_, units.first);
+  const int64_t first_out = stack_.first_channel(level_ + 1, units.first);
+  const int64_t first_weight = stack_.first_weight(level_, units.first);
+  const int64_t ins = stack_.first_channel(level_, units.last) - first_in;
+  const int64_t outs = stack_.first_channel(level_ + 1, units.last) - first_out;
+  const int64_t weights = stack_.first_weight(level_, units.last) - first_weight;
   // Partial sums of all parts, blocks and segments, in this order.
   std::vector<T> weight_sums, bias_sums;
   std::vector<double> norm_sums;
   int64_t count = 0;
   for (const PartPlan& plan : plans_) count += plan.blocks * plan.segments;
-  if (grad_weight) weight_sums.resize(size_t(count * weight_size_));
-  if (grad_bias) bias_sums.resize(size_t(count * whole.grad.c));
-  if (in_sums) norm_sums.resize(size_t(count * whole.x.c * 2));
+  if (grad_weight) weight_sums.resize(size_t(count * weights));
+  if (grad_bias) bias_sums.resize(size_t(count * outs));
+  if (in_sums) norm_sums.resize(size_t(count * ins * 2));
 
   const auto backward = kernels().backward[sizeof(T) == 8 ? 1 : 0];
   int64_t before = 0;
@@ -202,30 +206,35 @@ void BackwardPlan::run_typed(const BackwardCall& whole, Tensor* grad_weight, Ten
     call.units = plan.units.data();
     call.block = plan.block;
     call.segments = plan.segments;
-    if (grad_weight) call.grad_weight = weight_sums.data() + before * weight_size_;
-    if (grad_bias) call.grad_bias = bias_sums.data() + before * whole.grad.c;
-    if (in_sums) call.in_sums = norm_sums.data() + before * whole.x.c * 2;
+    call.weight_step = weights;
+    call.bias_step = outs;
+    call.sums_step = 2 * ins;
+    if (grad_weight) call.grad_weight = weight_sums.data() + before * weights - first_weight;
+    if (grad_bias) call.grad_bias = bias_sums.data() + before * outs - first_out;
+    if (in_sums) call.in_sums = norm_sums.data() + 2 * (before * ins - first_in);
     before += plan.blocks * plan.segments;
     const int64_t bytes = plan.scratch_bytes + stage_bytes(call.lanes, plan.segments);
-    const int64_t units = int64_t(plan.units.size());
-    for_each_item(plan.blocks * plan.segments * groups_, [&](int64_t item) {
-      const int64_t first = item % groups_ * group_;
-      const int64_t outer = item / groups_;
+    const int64_t groups = (units.last - units.first + group_ - 1) / group_;
+    for_each_item(plan.blocks * plan.segments * groups, [&](int64_t item) {
+      const int64_t first = units.first + item % groups * group_;
+      const int64_t outer = item / groups;
       backward(call, outer / plan.segments, outer % plan.segments, first,
-               std::min(first + group_, units), scratch(bytes));
+               std::min(first + group_, units.last), scratch(bytes));
     });
   }
-  if (grad_weight) sum_parts(weight_sums.data(), count, weight_size_, *grad_weight);
-  if (grad_bias) sum_parts(bias_sums.data(), count, whole.grad.c, *grad_bias);
+  if (grad_weight) {
+    sum_parts(weight_sums.data(), count, weights, weights, *grad_weight, first_weight);
+  }
+  if (grad_bias) sum_parts(bias_sums.data(), count, outs, outs, *grad_bias, first_out);
   if (in_sums) {
-    in_sums->assign(size_t(whole.x.c * 2), 0.0);
+    in_sums->assign(size_t(ins * 2), 0.0);
     for (size_t i = 0; i < norm_sums.size(); ++i) (*in_sums)[i % in_sums->size()] += norm_sums[i];
   }
 }
 
-void BackwardPlan::run(const Image& x, const Image& grad, const Image& grad_x,
-                       const BackwardNorms& norms, Tensor* grad_weight, Tensor* grad_bias,
-                       std::vector<double>* in_sums) const {
+void BackwardPlan::run(const UnitRange& units, const Image& x, const Image& grad,
+                       const Image& grad_x, const BackwardNorms& norms, Tensor* grad_weight,
+                       Tensor* grad_bias, std::vector<double>* in_sums) const {
   BackwardCall call{};
   call.grad = grad;
   call.x = x;
@@ -240,14 +249,13 @@ void BackwardPlan::run(const Image& x, const Image& grad, const Image& grad_x,
   call.in_norm = norms.in;
   call.in_activation = norms.in_activation;
   call.in_inv_std = norms.in_inv_std;
-  call.weight_size = weight_size_;
   call.around =
       grad_x.data && goes_around_caches(grad_x.data, grad_x.n * grad_x.c * grad_x.h * grad_x.w *
                                                          element_size(grad_x.dtype));
   if (x.dtype == Scalar::float64) {
-    run_typed<double>(call, grad_weight, grad_bias, in_sums);
+    run_typed<double>(units, call, grad_weight, grad_bias, in_sums);
   } else {
-    run_typed<float>(call, grad_weight, grad_bias, in_sums);
+    run_typed<float>(units, call, grad_weight, grad_bias, in_sums);
   }
 }
 

@@ -31,10 +31,15 @@ class BackwardPlan {
   BackwardPlan(const Stack& stack, int level, const Image& x, const Image& grad,
                const Tensor* weight, int64_t stride, int64_t dilation, Pass pass = Pass::backward);
 
-  // `grad_x` may hold no data; `grad_weight` and `grad_bias` may be null, both or the bias alone.
-  // With `in_sums` the sums that the norm before the level needs, two a channel.
-  void run(const Image& x, const Image& grad, const Image& grad_x, const BackwardNorms& norms,
-           Tensor* grad_weight, Tensor* grad_bias, std::vector<double>* in_sums) const;
+  // How many neighbouring units an item of work takes; `run` takes as many, or a multiple.
+  int64_t group() const { return group_; }
+
+  // `grad_x` may hold no data; `grad_weight` and `grad_bias` may be null, both or the bias alone,
+  // and get the elements that are the units'. With `in_sums` the sums that the norm before the
+  // level needs, two a channel of the units.
+  void run(const UnitRange& units, const Image& x, const Image& grad, const Image& grad_x,
+           const BackwardNorms& norms, Tensor* grad_weight, Tensor* grad_bias,
+           std::vector<double>* in_sums) const;
 
  private:
   // The plan of one part of the batch: blocks of `block` times `lanes` images, `segments` of their
@@ -48,19 +53,20 @@ class BackwardPlan {
     std::vector<double> packed;
   };
 
-  void split(const Stack& stack, PartPlan& plan) const;
+  void split(PartPlan& plan) const;
   void make_kind(const Unit& unit, int64_t dilation, PartPlan& plan);
   template <class T>
-  void pack(const Stack& stack, const Tensor& weight, int64_t dilation, PartPlan& plan);
+  void pack(const Tensor& weight, int64_t dilation, PartPlan& plan);
   int64_t stage_bytes(int64_t lanes, int64_t segments) const;
   template <class T>
-  void run_typed(const BackwardCall& whole, Tensor* grad_weight, Tensor* grad_bias,
-                 std::vector<double>* in_sums) const;
+  void run_typed(const UnitRange& units, const BackwardCall& whole, Tensor* grad_weight,
+                 Tensor* grad_bias, std::vector<double>* in_sums) const;
 
+  const Stack& stack_;
   int level_;
-  int64_t stride_, weight_size_;
+  int64_t stride_;
   Image x_, grad_;
-  int64_t group_ = 1, groups_ = 1, group_in_ = 0, group_out_ = 0, reach_ = 0, pad_ = 0;
+  int64_t group_ = 1, group_in_ = 0, group_out_ = 0, reach_ = 0, pad_ = 0;
   std::vector<PartPlan> plans_;
   std::deque<std::vector<int64_t>> offsets_;
 };

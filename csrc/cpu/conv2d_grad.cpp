@@ -32,7 +32,7 @@ Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
   Tensor grad_x = new_output(grad, input_size, output_is_channels_last(grad));
   const Image in = image_of(grad_x), out = image_of(grad);
   BackwardPlan(stack, 0, in, out, &weight, stride, dilation)
-      .run(in, out, in, {}, nullptr, nullptr, nullptr);
+      .run(stack.all(), in, out, in, {}, nullptr, nullptr, nullptr);
   return grad_x;
 }
 
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const 
                   "the weight's shape does not fit the units");
   const Image in = image_of(x), out = image_of(grad);
   BackwardPlan(stack, 0, in, out, nullptr, stride, dilation)
-      .run(in, out, {}, {}, &grad_weight, &grad_bias, nullptr);
+      .run(stack.all(), in, out, {}, {}, &grad_weight, &grad_bias, nullptr);
   return {grad_weight, grad_bias};
 }
 
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> stacked_conv2d_backward(const Tensor& grad, c
   Tensor grad_bias = new_output(x, {stack.channels[1]}, false);
   const Image in = image_of(x), out = image_of(grad);
   BackwardPlan(stack, 0, in, out, &weight, stride, dilation)
-      .run(in, out, image_of(grad_x), {}, &grad_weight, &grad_bias, nullptr);
+      .run(stack.all(), in, out, image_of(grad_x), {}, &grad_weight, &grad_bias, nullptr);
   return {grad_x, grad_weight, grad_bias};
 }
 

@@ -98,7 +98,8 @@ Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
   const Tensor grad_x = new_output(grad, with_channels(grad, stack.channels[0]), false);
   if (out.h > 0) {
     const Image in = rows_of(grad_x);
-    BackwardPlan(stack, 0, in, out, &weight, 1, 1).run(in, out, in, {}, nullptr, nullptr, nullptr);
+    BackwardPlan(stack, 0, in, out, &weight, 1, 1)
+        .run(stack.all(), in, out, in, {}, nullptr, nullptr, nullptr);
   }
   return grad_x;
 }
@@ -116,7 +117,7 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
                   "the weight's shape does not fit the units");
   if (in.h > 0) {
     BackwardPlan(stack, 0, in, out, nullptr, 1, 1)
-        .run(in, out, {}, {}, &grad_weight, &grad_bias, nullptr);
+        .run(stack.all(), in, out, {}, {}, &grad_weight, &grad_bias, nullptr);
   } else {
     torch::stable::zero_(grad_weight);
     torch::stable::zero_(grad_bias);

@@ -118,7 +118,8 @@ void LinearPlan::sum_rows(std::vector<Tensor>& grad_weights, std::vector<Tensor>
   run();
   const auto finish = [&](std::vector<Tensor>& gradients, const int64_t* begins) {
     for (size_t l = 0; l < gradients.size(); ++l) {
-      sum_parts(sums.data() + begins[l], parts_, call_.sums_size, gradients[l]);
+      sum_parts(sums.data() + begins[l], parts_, call_.sums_size, gradients[l].numel(),
+                gradients[l]);
     }
   };
   finish(grad_weights, call_.weight_sums);

@@ -200,17 +200,17 @@ T* pack_weights(const Values<T>& weight, const Unit& unit, int level, T* out) {
   return out;
 }
 
-// Adds up `count` parts in their order, `step` elements from one to the next.
+// out[first + i] = sum of parts[p * step + i] over `count` parts, in their order; i < size.
 template <class T>
-void sum_parts(const T* parts, int64_t count, int64_t step, Tensor& out) {
+void sum_parts(const T* parts, int64_t count, int64_t step, int64_t size, Tensor& out,
+               int64_t first = 0) {
   constexpr int64_t kElements = 4096;
-  const int64_t size = out.numel();
   const Narrowed sums(out);
   for_each_item((size + kElements - 1) / kElements, [&](int64_t item) {
     for (int64_t i = item * kElements; i < std::min(size, (item + 1) * kElements); ++i) {
       double total = 0;
       for (int64_t part = 0; part < count; ++part) total += double(parts[part * step + i]);
-      sums.set(i, total);
+      sums.set(first + i, total);
     }
   });
 }

@@ -20,6 +20,11 @@ struct Unit {
   int kind;                         // units of one kind have the same shape
 };
 
+// Units [first, last) of a stack.
+struct UnitRange {
+  int64_t first, last;
+};
+
 struct Stack {
   int depth = 0;
   int kinds = 0;
@@ -32,6 +37,17 @@ struct Stack {
   // Rows (count, c0, ..., cL): 1x1 convolutions without padding.
   static Stack linear(const std::vector<int64_t>& rows, int64_t depth) {
     return {rows, depth, false};
+  }
+
+  UnitRange all() const { return {0, int64_t(units.size())}; }
+
+  // The first channel, on side `side`, of unit `unit`, or the number of all where there is none.
+  int64_t first_channel(int side, int64_t unit) const {
+    return unit < int64_t(units.size()) ? units[size_t(unit)].channels[side] : channels[side];
+  }
+  // The same of elements of a level's weight.
+  int64_t first_weight(int level, int64_t unit) const {
+    return unit < int64_t(units.size()) ? units[size_t(unit)].weights[level] : weight_sizes[level];
   }
 
  private:

@@ -318,9 +318,10 @@ void backward_item(const BackwardCall& given, int64_t block, int64_t segment, in
   const int64_t y1 = given.grad.h * (segment + 1) / given.segments;
   const int64_t part = block * given.segments + segment;
   T* grad_weight =
-      given.grad_weight ? static_cast<T*>(given.grad_weight) + part * given.weight_size : nullptr;
-  T* grad_bias = given.grad_bias ? static_cast<T*>(given.grad_bias) + part * given.grad.c : nullptr;
-  double* in_sums = given.in_sums ? given.in_sums + part * given.x.c * 2 : nullptr;
+      given.grad_weight ? static_cast<T*>(given.grad_weight) + part * given.weight_step : nullptr;
+  T* grad_bias =
+      given.grad_bias ? static_cast<T*>(given.grad_bias) + part * given.bias_step : nullptr;
+  double* in_sums = given.in_sums ? given.in_sums + part * given.sums_step : nullptr;
   // Input rows below the last output row's own belong to the last segment.
   const auto end_of = [&](const BackwardKind& kind) {
     const int64_t rows = (given.x.h - 1 + kind.pad) / given.stride + 1;

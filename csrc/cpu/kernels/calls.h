@@ -128,13 +128,13 @@ struct BackwardCall {
   Norm in_norm;
   Activation in_activation;
   const void* in_inv_std;
-  double* in_sums;    // [block][segment][c_in of all units][2]: sums of g, g * zhat
-  void* grad_weight;  // T [block][segment][weights of all units], or null
-  void* grad_bias;    // T [block][segment][c_out of all units], or null
-  int64_t weight_size;
-  int64_t block;     // times `lanes` images a block
-  int64_t segments;  // of the output's rows
-  bool around;       // write grad_x around the caches where it is turned about
+  double* in_sums;    // [block][segment][c_in][2]: sums of g, g * zhat; or null
+  void* grad_weight;  // T [block][segment][weights], or null
+  void* grad_bias;    // T [block][segment][c_out], or null
+  int64_t sums_step, weight_step, bias_step;  // elements from a segment's to the next
+  int64_t block;                              // times `lanes` images a block
+  int64_t segments;                           // of the output's rows
+  bool around;  // write grad_x around the caches where it is turned about
 };
 
 // y = after_residual(activation(norm(z)) + residual), pixels of z, y and residual dense.
