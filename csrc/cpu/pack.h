@@ -39,9 +39,10 @@ enum class Pass { forward, backward, with_norms };
 //
 // Stride 1, on a Zen 5 (16 lanes, one thread, N=128; in ms, images one by one / side by side,
 // NCHW): forward of 2-4-2 at 8x8 11.4/5.5, at 16x16 11.5/11.6, at 28x28 (N=32) 3.8/4.4; forward and
-// backward of a level 2-4 at 8x8 38/19, 16x16 37/32, 28x28 12.1/13.8, 32x32 56/72; training step of
-// 2-4-2 at 8x8 180/50, 16x16 146/84, 28x28 50/37, 32x32 193/190. The same order holds in
-// channels_last.
+// backward of a level 2-4 at 8x8 38/19, 16x16 37/32, 28x28 12.1/13.8, 32x32 56/72. The same order
+// holds in channels_last. Training steps, on a Xeon of the Sapphire Rapids generation, two threads:
+// 2-4-2 at 8x8 116/36, 16x16 84/82, 4-8-4 at 28x28 (N=32) 61/69, 16-16-16 77/86; in channels_last
+// 4-8-4 112/100, 2-4-2 at 16x16 155/158.
 //
 // Longer strides pick single pixels out of rows, where a pixel of all images is a vector whatever
 // the stride. Stride 2, on a Xeon of the Sapphire Rapids generation (the same; first NCHW, then
@@ -51,7 +52,8 @@ enum class Pass { forward, backward, with_norms };
 inline int64_t widest_side_by_side(int64_t lanes, int64_t stride, bool interleaved, Pass pass) {
   if (stride > 1 && !interleaved) return 4 * lanes;
   if (stride > 1) return pass == Pass::forward ? 2 * lanes - 1 : 2 * lanes;
-  return pass == Pass::forward ? lanes - 1 : pass == Pass::backward ? lanes : 2 * lanes - 1;
+  if (pass == Pass::with_norms && interleaved) return 2 * lanes - 1;
+  return pass == Pass::forward ? lanes - 1 : lanes;
 }
 
 // A batch as whole vectors of images, where rows are short for vectors of pixels, and the rest.
