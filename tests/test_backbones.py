@@ -16,6 +16,8 @@ from torch import nn
 from bunit_kernels import StackedConv2d, backend, metrics, models
 from bunit_kernels.models import create_model, dense_counterpart, list_models
 from bunit_kernels.models.initialise import initialise
+from bunit_kernels.models.mobilenet import InvertedResidual, StackedInvertedResidual
+from bunit_kernels.models.resnet_blocks import STACKED, BasicBlock, Bottleneck
 from bunit_kernels.models.summary import ROWS
 from bunit_kernels.models.tables import expand_table, fit_units
 from bunit_kernels.units import UnitSpec
@@ -218,6 +220,55 @@ def test_compiles_as_one_graph(train):
         assert_near(model.conv1.weight.grad, twin.conv1.weight.grad, 20 * near)
 
 
+def run_loop(layer: StackedConv2d, x: torch.Tensor) -> torch.Tensor:
+    parts = x.split([unit.in_channels for unit in layer.units], 1)
+    return torch.cat([u(p) for u, p in zip(layer.to_units(), parts, strict=True)], 1)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("block", "shape"),
+    [
+        (BasicBlock, (8, 16)), (BasicBlock, (8, 8)), (Bottleneck, (8, 4)), (Bottleneck, (16, 4)),
+        (InvertedResidual, (8, 8)), (InvertedResidual, (8, 12)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("unit", [None, "2-4-m"])
+def test_blocks_by_hand(block, shape, unit, stride):
+    """Each block, dense and stacked, against its formula written out."""
+    kinds = {**STACKED, InvertedResidual: StackedInvertedResidual}
+    if block is InvertedResidual and unit is None:
+        b = block(*shape, stride, 6)
+    else:
+        b = block(*shape, stride) if unit is None else kinds[block](*shape, stride, unit)
+    b, x = b.double(), torch.randn(2, shape[0], 7, 6).double()
+    relu, clip = torch.relu, nn.functional.relu6
+    with torch.no_grad():
+        b.train()(x)  # running statistics of its own
+        b.eval()
+        y = b(x)
+        if block is InvertedResidual:
+            assert b.adds is (stride == 1 and shape[0] == shape[1])
+            if unit is None:
+                (c1, n1, _), (c2, n2, _), c3, n3 = b.conv
+                expected = n3(c3(clip(n2(c2(clip(n1(c1(x))))))))
+            else:
+                expected = run_loop(b.conv, x)
+            expected = expected + x if b.adds else expected
+        else:
+            if block is Bottleneck:
+                inner = relu(b.bn1(b.conv1(x)))
+                inner = run_loop(b.conv2, inner) if unit else relu(b.bn2(b.conv2(inner)))
+                expected = b.bn3(b.conv3(inner))
+            else:
+                expected = run_loop(b.conv1, x) if unit else b.bn2(b.conv2(relu(b.bn1(b.conv1(x)))))
+            changes = stride == 2 or expected.shape != x.shape
+            assert (b.downsample is not None) is changes
+            expected = relu(expected + (b.downsample(x) if changes else x))
+    assert y.shape[2:] == ((4, 3) if stride == 2 else (7, 6))
+    assert_near(y, expected, tolerance(torch.float64, terms=1000, roundings=30))
+
+
 def test_residuals_go_through_the_stacked_layers():
     """The add and its ReLU are the stacked layer's, so that one launch does all of a block."""
     model, x = warmed("bunit_resnet20")
@@ -352,7 +403,7 @@ def test_an_empty_table_is_the_dense_network():
         ("bunit_resnet18", {"form": "mnist"}, 'form must be "imagenet", "cifar" or None'),
         ("resnet50", {"num_classes": 0}, "num_classes must be an int of at least 1"),
         ("bunit_mobilenet_v2", {"in_channels": 0}, "in_channels must be"),
-        ("bunit_vgg16_bn", {"image_size": (64, 31)}, "halves its input five times.*31"),
+        ("bunit_vgg16_bn", {"image_size": (64, 31)}, "at least 32 for VGG-16.*31"),
         ("bunit_lenet", {"image_size": 22}, "image_size must be at least 23"),
     ],
 )

@@ -79,7 +79,9 @@ class VGG(nn.Module):
         check_count("num_classes", num_classes)
         check_count("in_channels", in_channels)
         if min(height_and_width(image_size)) < 32:
-            raise ValueError(f"VGG-16 halves its input five times, image_size {image_size} is < 32")
+            raise ValueError(
+                f"image_size must be at least 32 for VGG-16's five pools, got {image_size!r}"
+            )
         plan = expand_table(units, {stage: convs for stage, (_, convs) in _STAGES.items()})
         layers: list[nn.Module] = []
         channels = in_channels
