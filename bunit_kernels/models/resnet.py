@@ -26,7 +26,7 @@ BOTTLENECK_UNITS: Table = {
 }  # fmt: skip
 
 #: Networks for small images, **our choice**: the paper's savings on CIFAR-10 (55.02 % of the FLOPs,
-#: 49.35 % of the parameters) come with neither depth nor table. Stacking whole residual blocks, no
+#: 49.35 % of the parameters) come with neither depth nor table. With whole blocks of 2-4-m units no
 #: ResNet-18 or ResNet-20 comes within two points of both. This table, in which a normal block opens
 #: every stage and mixes what at most three stacked ones gave, does with ResNet-110. (ResNet-56 does
 #: where ``layer1`` and ``layer2`` end their turns with the normal block: 55.93 % and 47.72 %.)
