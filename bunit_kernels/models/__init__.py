@@ -1,16 +1,66 @@
 """Ready-made networks: each bunit model stands beside the dense one it is compared with."""
 
+from .checkpoints import authors_state_dict, load_weights
 from .cnn import bunit_cnn, cnn
+from .lenet import bunit_lenet, lenet
 from .mlp import bunit_mlp, mlp
+from .mobilenet import bunit_mobilenet_v2, mobilenet_v2
 from .registry import create_model, dense_counterpart, list_models, register_model
+from .resnet import (
+    bunit_resnet10,
+    bunit_resnet18,
+    bunit_resnet20,
+    bunit_resnet32,
+    bunit_resnet34,
+    bunit_resnet50,
+    bunit_resnet56,
+    bunit_resnet101,
+    bunit_resnet110,
+    resnet10,
+    resnet18,
+    resnet20,
+    resnet32,
+    resnet34,
+    resnet50,
+    resnet56,
+    resnet101,
+    resnet110,
+)
+from .vgg import bunit_vgg16_bn, vgg16_bn
 
 __all__ = [
+    "authors_state_dict",
     "bunit_cnn",
+    "bunit_lenet",
     "bunit_mlp",
+    "bunit_mobilenet_v2",
+    "bunit_resnet10",
+    "bunit_resnet18",
+    "bunit_resnet20",
+    "bunit_resnet32",
+    "bunit_resnet34",
+    "bunit_resnet50",
+    "bunit_resnet56",
+    "bunit_resnet101",
+    "bunit_resnet110",
+    "bunit_vgg16_bn",
     "cnn",
     "create_model",
     "dense_counterpart",
+    "lenet",
     "list_models",
+    "load_weights",
     "mlp",
+    "mobilenet_v2",
     "register_model",
+    "resnet10",
+    "resnet18",
+    "resnet20",
+    "resnet32",
+    "resnet34",
+    "resnet50",
+    "resnet56",
+    "resnet101",
+    "resnet110",
+    "vgg16_bn",
 ]

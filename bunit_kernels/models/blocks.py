@@ -50,6 +50,19 @@ def height_and_width(image_size: ImageSize) -> tuple[int, int]:
     return sizes
 
 
+def form_of(form: str | None, image_size: ImageSize) -> str:
+    """Which of its two forms a backbone takes: ``form`` itself, or, where that is ``None``,
+    ``"cifar"`` for images of which no side is above 64 and ``"imagenet"`` for others.
+
+    Raises:
+        ValueError: another form, or see ``height_and_width``.
+    """
+    if form not in ("imagenet", "cifar", None):
+        raise ValueError(f'form must be "imagenet", "cifar" or None, got {form!r}')
+    small = max(height_and_width(image_size)) <= 64
+    return form or ("cifar" if small else "imagenet")
+
+
 def check_count(name: str, value: int) -> int:
     """``value`` itself; ``ValueError`` unless it is an int of at least 1."""
     if type(value) is not int or value < 1:

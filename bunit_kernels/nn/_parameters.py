@@ -54,7 +54,7 @@ def pack_loop_state(
     A state with no such key is left alone. Where some are missing or of a wrong shape, ``errors``
     says which, and the layer's own values stand in.
     """
-    parts = list(_loop_parts(module))
+    parts = list(loop_parts(module))
     if not any(prefix + key in state for _, shapes, _ in parts for key in shapes):
         return
     for target, shapes, join in parts:
@@ -74,7 +74,7 @@ def pack_loop_state(
             state[prefix + target] = module.state_dict()[target]
 
 
-def _loop_parts(module: nn.Module):
+def loop_parts(module: nn.Module):
     """For each packed tensor: its key, the loop's keys that it is made of with their shapes, and
     how it is made."""
     layout: StackLayout = module.layout
