@@ -1,9 +1,8 @@
 """Where ``auto`` leaves a call to PyTorch's own operators.
 
 CPU: one table, the width of units (the widest level's narrower side) from which PyTorch is at least
-as fast. Measured with ``python bench/crossover.py``, torch 2.13.0 (CPU build), float32:
-convolutions on a core of an AMD EPYC (Zen 5, AVX-512), 2026-11-24; linear units on a core of an
-Intel Xeon (model 167, AVX-512) that other jobs were using, too, 2026-11-25.
+as fast. Measured with ``python bench/crossover.py``, torch 2.13.0 (CPU build), float32, on two
+otherwise idle cores of an Intel Xeon (AVX-512 and AMX, a virtual machine), 2026-11-26.
 
 CUDA: one width, by arithmetic and not measured: our kernels run on the plain FMA units, and a
 convolution on tensor cores pays once its tiles of 16 channels are full.
@@ -31,22 +30,22 @@ class FromWidth(NamedTuple):
 
 #: (operation, whether a gradient may follow, whether channels_last) -> width
 CONVOLUTIONS = {
-    ("conv2d", False, False): FromWidth(NEVER, 32),
+    ("conv2d", False, False): FromWidth(NEVER, 64),
     ("conv2d", False, True): FromWidth(16, 16),
-    ("conv2d", True, False): FromWidth(32, 8),
-    ("conv2d", True, True): FromWidth(8, 8),
-    ("unit_conv2d", False, False): FromWidth(NEVER, NEVER),
-    ("unit_conv2d", False, True): FromWidth(64, 16),
+    ("conv2d", True, False): FromWidth(16, 8),
+    ("conv2d", True, True): FromWidth(4, 4),
+    ("unit_conv2d", False, False): FromWidth(NEVER, 64),
+    ("unit_conv2d", False, True): FromWidth(32, 64),
     ("unit_conv2d", True, False): FromWidth(8, 16),
     ("unit_conv2d", True, True): FromWidth(4, 8),
-    ("unit_conv2d_train", True, False): FromWidth(32, 16),
+    ("unit_conv2d_train", True, False): FromWidth(32, 32),
     ("unit_conv2d_train", True, True): FromWidth(16, 16),
 }
 #: (operation, whether a gradient may follow) -> width
 LINEARS = {
-    ("linear", False): 32,
+    ("linear", False): NEVER,
     ("linear", True): 16,
-    ("unit_linear", False): 64,
+    ("unit_linear", False): NEVER,
     ("unit_linear", True): 32,
 }
 CUDA_FROM_WIDTH = 16
