@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -96,12 +96,17 @@ class Level:
         over all weights that lead to its channel."""
         if self.uniform:
             return values.view(-1, *(1,) * (len(self.weight_shape) - 1))
-        counts = torch.tensor(
-            [i * (1 if k is None else k * k) for i, o, k in self.blocks for _ in range(o)],
-            device=values.device,
-        )
-        size = self.weight_shape[0]
-        return values.repeat_interleave(counts, output_size=size).view(self.weight_shape)
+        channels = [
+            c
+            for (c_in, _, k), first, width in zip(
+                self.blocks, accumulate(self.out_widths, initial=0), self.out_widths, strict=False
+            )
+            for c in range(first, first + width)
+            for _ in range(c_in * (1 if k is None else k * k))
+        ]
+        # By index: ONNX has no repeat_interleave of a known size.
+        index = torch.tensor(channels, device=values.device)
+        return values.index_select(0, index).view(self.weight_shape)
 
     def kinds(self) -> dict[tuple[int, int, int | None], list[int]]:
         """Units by shape: ``(c_in, c_out, k)`` -> indices of the units that have it, ascending."""
