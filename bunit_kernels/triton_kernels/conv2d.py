@@ -1,10 +1,93 @@
-def _todo(*args):
-    raise NotImplementedError
+"""Convolutional levels as the operators of csrc/schema.cpp, and with norms for training."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from ..ops._shapes import conv_rows, conv_size, empty_like_format
+from . import conv_grad_weight, conv_level
+from .work import conv_work
+
+
+def level(
+    x, weight, bias, units, stride, dilation, activation, *, norm=None, moments=False,
+    residual=None, residual_activation="identity",
+):  # fmt: skip
+    """One level: convolution, bias, activation, and the residual with its activation.
+
+    ``norm`` is applied to ``x`` as it is loaded, before the padding. With ``moments`` also returns
+    those of the output before ``activation``: float32 [3, tiles, channels], each tile's count, mean
+    and sum of squared distances from that mean.
+    """
+    work = conv_work(units, x.device)
+    _, k, pad, _ = next(conv_rows(units, 1))
+    height, width = (conv_size(s, k, pad, stride, dilation) for s in x.shape[2:])
+    y = empty_like_format(x, (x.shape[0], sum(_outs(units)), height, width))
+    parts = triton.cdiv(x.shape[0] * height * width, conv_level.MOMENTS_BLOCK)
+    shape = (3, parts, y.shape[1])
+    found = torch.empty(shape, dtype=torch.float32, device=x.device) if moments else None
+    if y.numel() > 0:
+        residual = None if residual is None else _strided_like(residual, y)
+        conv_level.launch(
+            _usable(x), weight.contiguous(), bias, y, work, stride, dilation, activation, norm=norm,
+            moments=found, residual=residual, residual_activation=residual_activation,
+        )  # fmt: skip
+    return (y, found) if moments else y
+
+
+def grad_input(grad, weight, input_size, units, stride, dilation):
+    """Gradient of a level's input."""
+    grad_x = empty_like_format(grad, input_size)
+    if grad.numel() == 0:
+        return grad_x.zero_()
+    if grad_x.numel() > 0:
+        conv_level.launch(
+            _usable(grad), weight.contiguous(), None, grad_x, conv_work(units, grad.device), stride,
+            dilation, "identity", transposed=True,
+        )  # fmt: skip
+    return grad_x
+
+
+def grad_weight(grad, x, weight_shape, units, stride, dilation, *, norm=None, bias=True):
+    """Gradients of a level's weight and, with ``bias``, of its bias; ``norm`` as for ``level``."""
+    of_weight = x.new_empty(weight_shape)
+    of_bias = x.new_empty((grad.shape[1],)) if bias else None
+    if grad.numel() == 0:
+        return of_weight.zero_(), of_bias.zero_() if bias else None
+    conv_grad_weight.launch(
+        _usable(grad), _usable(x), of_weight, of_bias, conv_work(units, x.device), stride, dilation,
+        norm=norm,
+    )  # fmt: skip
+    return of_weight, of_bias
+
+
+def _outs(units):
+    return (count * widths[1] for count, _, _, widths in conv_rows(units, 1))
+
+
+def _usable(x):
+    """The kernels take any strides; those of an expanded tensor would be read again and again."""
+    return x.contiguous() if 0 in x.stride() and x.numel() > 1 else x
+
+
+def _strided_like(x, y):
+    """``x`` in the strides of ``y``."""
+    return x if x.stride() == y.stride() else torch.empty_like(y).copy_(x)
+
+
+def _forward(x, weight, bias, units, stride, dilation, activation):
+    return level(x, weight, bias, units, stride, dilation, activation)
+
+
+def _backward(grad, x, weight, units, stride, dilation):
+    grad_x = grad_input(grad, weight, x.shape, units, stride, dilation)
+    return grad_x, *grad_weight(grad, x, weight.shape, units, stride, dilation)
 
 
 OPERATORS = {
-    "stacked_conv2d": _todo,
-    "stacked_conv2d_grad_input": _todo,
-    "stacked_conv2d_grad_weight": _todo,
-    "stacked_conv2d_backward": _todo,
+    "stacked_conv2d": _forward,
+    "stacked_conv2d_grad_input": grad_input,
+    "stacked_conv2d_grad_weight": lambda *args: grad_weight(*args),
+    "stacked_conv2d_backward": _backward,
 }
