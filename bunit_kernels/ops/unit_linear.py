@@ -46,13 +46,13 @@ def _backward(ops, ctx, grad):
     x, *parameters = ctx.saved_tensors
     arguments = (grad, x, parameters[: ctx.depth], parameters[ctx.depth :], *ctx.config)
     if torch.is_grad_enabled():
-        gradients = _backward_by_level(ops, *arguments)
+        gradients = backward_by_level(ops, *arguments)
     else:
         gradients = ops.stacked_unit_linear_backward(*arguments)
     return *gradients, None, None, None
 
 
-def _backward_by_level(ops, grad, x, weights, biases, units, activation, out_activation):
+def backward_by_level(ops, grad, x, weights, biases, units, activation, out_activation):
     depth = len(weights)
     rows = [linear_level(units, depth, i) for i in range(depth)]
     names = [activation] * (depth - 1) + [out_activation]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops._shapes import conv_rows
+from ..ops._shapes import conv_rows, linear_rows
 
 FIELDS = 7  # of a unit in the table: see ConvWork.table
 
@@ -62,3 +62,60 @@ def processors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 4
+
+
+def columns(units: Sequence[int], transposed: bool, device: torch.device) -> tuple[Tensor, int]:
+    """Linear units by output channel (``transposed``: by input channel, for its gradient): int32 [4,
+    channels] of the first channel read, how many are, the first element of their weights and the
+    step between these; and the largest of the second."""
+    return _columns(tuple(units), transposed, device)
+
+
+@functools.lru_cache(maxsize=512)
+def _columns(units: tuple[int, ...], transposed: bool, device: torch.device) -> tuple[Tensor, int]:
+    found: list[tuple[int, int, int, int]] = []
+    first_in = first_out = weight = 0
+    for count, (c_in, c_out) in linear_rows(units, 1):
+        for _ in range(count):
+            if transposed:
+                found += [(first_out, c_out, weight + i, c_in) for i in range(c_in)]
+            else:
+                found += [(first_in, c_in, weight + o * c_in, 1) for o in range(c_out)]
+            first_in, first_out, weight = first_in + c_in, first_out + c_out, weight + c_in * c_out
+    table = torch.tensor(found, dtype=torch.int32).t().contiguous().to(device)
+    return table, max(number for _, number, _, _ in found)
+
+
+MOST_LEVELS = 4  # of units that one launch goes through
+
+
+class LinearWork(NamedTuple):
+    """Linear units of up to 4 levels.
+
+    ``table`` is int32 [units, 15]: the widths (5), first input and output channel, first element of
+    each level's weight (4) and of each level's bias (4). ``widths`` are the largest.
+    """
+
+    table: Tensor
+    units: int
+    widths: tuple[int, ...]
+
+
+def linear_work(units: Sequence[int], depth: int, device: torch.device) -> LinearWork:
+    """The work list of a stack's rows, kept from call to call."""
+    return _linear_work(tuple(units), depth, device)
+
+
+@functools.lru_cache(maxsize=512)
+def _linear_work(units: tuple[int, ...], depth: int, device: torch.device) -> LinearWork:
+    rows: list[list[int]] = []
+    channels, weights = [0] * (depth + 1), [0] * depth
+    unused = [0] * (MOST_LEVELS - depth)
+    for count, widths in linear_rows(units, depth):
+        for _ in range(count):
+            ends = [channels[0], channels[-1]]
+            rows.append([*widths, *unused, *ends, *weights, *unused, *channels[1:], *unused])
+            weights = [w + a * b for w, a, b in zip(weights, widths, widths[1:], strict=False)]
+            channels = [c + width for c, width in zip(channels, widths, strict=True)]
+    largest = tuple(max(row[i] for row in rows) for i in range(depth + 1))
+    return LinearWork(torch.tensor(rows, dtype=torch.int32, device=device), len(rows), largest)
