@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from bunit_kernels.layout import ConvGeometry, StackLayout, resolve_units
@@ -275,6 +276,18 @@ def smooth(case: Case) -> Case:
         out_activation=swap.get(case.out_activation, case.out_activation),
     )
     return replace(case, residual="identity") if case.residual else case
+
+
+def quick(cases: Iterable[ConvCase], most: int = 100) -> list[ConvCase]:
+    """Those small enough for an interpreter that takes milliseconds a unit, tap and tile."""
+
+    def work(case: ConvCase) -> int:
+        units = case.geometry.layout.units
+        kernels = [u.kernel_size or case.kernel_size for u in units]
+        tiles = 1 + case.size[0] * case.size[1] * case.size[2] // 512
+        return sum(k * k for k in kernels) * len(units[0].widths) * tiles
+
+    return [case for case in cases if work(case) <= most]
 
 
 def random_conv(numbers: random.Random, depth: int | None = None) -> ConvCase:

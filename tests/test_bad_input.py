@@ -3,6 +3,7 @@ expected. (State dictionaries: test_state_dict.py; units given as modules: the s
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import bunit_kernels
 from bunit_kernels import StackedConv2d, StackedLinear, backend, backends, functional
 from bunit_kernels.activations import ACTIVATIONS
 from bunit_kernels.backends import BackendUnavailable, _choice
+from bunit_kernels.backends import triton as triton_backend
 from bunit_kernels.layout import ConvGeometry, StackLayout, resolve_units
 from bunit_kernels.ops._extension import _load
 
@@ -321,8 +323,15 @@ def test_unknown_backend(name):
     assert backends.get_backend() == "auto"
 
 
+@pytest.fixture
+def not_interpreted(monkeypatch):
+    """As where nobody asked for Triton's interpreter."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="they can")
 @pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_backend_that_cannot_run_here(name):
+def test_backend_that_cannot_run_here(name, not_interpreted):
     assert backends.why_not(name) is not None
     with raises(BackendUnavailable, f"backend {name!r} cannot run here", backends.why_not(name)):
         backend(name)
@@ -337,7 +346,7 @@ def test_backend_that_cannot_take_an_input(monkeypatch):
         layer(torch.zeros(2, 6, 8, 8, device="meta"))
 
 
-def test_missing_compiled_part_says_how_to_get_it(monkeypatch):
+def test_missing_compiled_part_says_how_to_get_it(monkeypatch, not_interpreted):
     reason = _load("_C_nothing")
     for part in ("_C_nothing is missing", "pip install -e ."):
         assert part in reason
@@ -354,10 +363,27 @@ def test_unknown_backend_in_the_environment(name, monkeypatch):
         _choice._from_environment()
 
 
-def test_unusable_backend_in_the_environment(monkeypatch):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it can run")
+def test_unusable_backend_in_the_environment(monkeypatch, not_interpreted):
     monkeypatch.setenv("BUNIT_BACKEND", "triton")
     with raises(BackendUnavailable, "BUNIT_BACKEND='triton'", backends.why_not("triton")):
         _choice._from_environment()
+
+
+def test_triton_says_what_it_takes(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "CPU tensors (TRITON_INTERPRET=1), got one on meta" in backends.why_not("triton", "meta")
+    assert "torch.float16, got torch.float64" in backends.why_not("triton", "cpu", torch.float64)
+
+
+def test_triton_that_is_missing_or_too_old(monkeypatch):
+    monkeypatch.setattr(triton_backend, "_no_triton", triton_backend._no_triton.__wrapped__)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'triton>=3.6'" in backends.why_not("triton")
+    monkeypatch.undo()
+    monkeypatch.setattr(triton_backend, "_no_triton", triton_backend._no_triton.__wrapped__)
+    monkeypatch.setattr("triton.__version__", "3.5.1")
+    assert "3.6 or newer, got 3.5.1" in backends.why_not("triton")
 
 
 WITHOUT_COMPILED_PART = """

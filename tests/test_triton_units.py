@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference_cases import TRAIN_CONVS, UNIT_CONVS, smooth
-from reference_checks import check_against_reference
-from reference_runs import unit_conv2d, unit_conv2d_train
+from reference_cases import TRAIN_CONVS, UNIT_CONVS, ConvCase, quick, smooth
+from reference_checks import check_against_reference, largest
+from reference_runs import (
+    converted,
+    draw,
+    roundings,
+    unit_conv2d,
+    unit_conv2d_train,
+    unit_conv2d_train_with_stats,
+)
+from tolerance import assert_near, tolerance
 
-from bunit_kernels import backend
+from bunit_kernels import StackedConv2d, StackedLinear, backend, backends
+
+if reason := backends.why_not("triton", "cpu"):
+    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)
@@ -17,18 +28,88 @@ def triton():
         yield
 
 
-def few(cases, most):
-    """Those of a case of every kind that an interpreter goes through quickly."""
-    def work(case):
-        units = case.geometry.layout.num_units
-        return units * case.kernel_size**2 * case.size[0] * case.size[1] * case.size[2]
-    return sorted(cases, key=work)[:most]
-
-@pytest.mark.parametrize("case", few(UNIT_CONVS, 40), ids=str)
+@pytest.mark.parametrize("case", quick(UNIT_CONVS)[::3], ids=str)
 def test_outputs_and_gradients(case, seed):
     check_against_reference(unit_conv2d, case, torch.float32, seed)
 
 
-@pytest.mark.parametrize("case", few(TRAIN_CONVS, 40), ids=str)
+@pytest.mark.parametrize("case", quick(TRAIN_CONVS)[::2], ids=str)
 def test_training(case, seed):
     check_against_reference(unit_conv2d_train, case, torch.float32, seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", quick(TRAIN_CONVS)[1::10], ids=str)
+def test_training_at_low_precision(case, dtype, seed):
+    check_against_reference(unit_conv2d_train, smooth(case), dtype, seed)
+
+
+@pytest.mark.parametrize("case", quick(TRAIN_CONVS)[::12], ids=str)
+def test_batch_statistics(case, seed):
+    tensors = converted(draw(case, seed, norms=True), torch.float32)
+    _, actual = unit_conv2d_train_with_stats(case, tensors)
+    with backend("reference"):
+        _, expected = unit_conv2d_train_with_stats(case, converted(tensors, torch.float64))
+    share = tolerance(torch.float32, case.longest_sum, roundings(case))
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert_near(mine.mean, theirs.mean, share, "mean", largest(theirs.var.sqrt()))
+        assert_near(mine.var, theirs.var, 2 * share, "variance, a square")
+
+
+def test_variance_of_values_far_from_zero(seed):
+    """A sum of squares minus a squared mean would leave nothing of it in float32."""
+    case = ConvCase("1-1-1", 4, size=(4, 16, 16), kernel_size=1, bias=False)
+    tensors = converted(draw(case, seed, norms=True), torch.float32)
+    tensors["x"] = [tensors["x"][0] + 4000]
+    tensors["weights"] = [torch.ones_like(w) for w in tensors["weights"]]
+    _, stats = unit_conv2d_train_with_stats(case, tensors)
+    assert_near(stats[0].var, tensors["x"][0].double().var((0, 2, 3)), 1e-4)
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_module_compiles_and_keeps_its_memory_format(form):
+    layer = StackedConv2d(("2-4-2", "1-2-3"), stride=2)
+    x = torch.randn(2, 3, 6, 5).contiguous(memory_format=form).requires_grad_()
+    expected = layer(x)
+    assert expected.is_contiguous(memory_format=form)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), x)
+    actual = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    (actual_grad,) = torch.autograd.grad(actual.sum(), x)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(actual_grad, expected_grad)
+
+
+def test_autocast():
+    layer = StackedConv2d("2-4-2", 2)
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters()) and x.grad is not None
+
+
+@pytest.mark.parametrize("name", ["layer", "linear", "unit_linear"])
+def test_fake_kernels_tell_shapes_strides_and_dtypes(name):
+    """Every operator called on the way, forward and backward, passes opcheck."""
+    calls = []
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "bunit_triton":
+                calls.append((func, args, kwargs or {}))
+            return func(*args, **(kwargs or {}))
+
+    def run(layer, x):
+        layer(x.requires_grad_()).sum().backward()
+
+    with Record():
+        if name == "layer":
+            x = torch.randn(3, 6, 5, 4).contiguous(memory_format=torch.channels_last)
+            run(StackedConv2d("2-4-2", 3, stride=2), x)
+            run(StackedConv2d("2-4-2", 3).eval(), x.detach())
+        else:
+            run(StackedLinear("4-8" if name == "linear" else "4-8-4", 3), torch.randn(2, 5, 12))
+    assert len(calls) >= 2
+    for func, args, kwargs in calls:
+        torch.library.opcheck(func, args, kwargs, test_utils=("test_schema", "test_faketensor"))

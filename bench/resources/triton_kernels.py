@@ -25,7 +25,6 @@ from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)  # kernels are to be compiled
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -94,15 +93,12 @@ def compiling_for(arch: int, found: dict[tuple, Variant], all_configs: bool) -> 
         return compile_one(self, None, True, args, constants)
 
     run = triton.JITFunction.run
-    driver.set_active(Device(arch))
-    try:
-        with (
-            mock.patch.object(tuning.Tuned, "run", tuned_run),
-            mock.patch.object(triton.JITFunction, "run", plain_run),
-        ):
-            yield
-    finally:
-        driver.reset_active()
+    driver.set_active(Device(arch))  # for good: without a GPU there is none to go back to
+    with (
+        mock.patch.object(tuning.Tuned, "run", tuned_run),
+        mock.patch.object(triton.JITFunction, "run", plain_run),
+    ):
+        yield
 
 
 def _name(constants: dict, config: triton.Config | None) -> str:
@@ -144,8 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for arch in options.arch:
         found: dict[tuple, Variant] = {}
         with compiling_for(arch, found, not options.likeliest):
-            for _ in run_work():
-                pass
+            for layer in run_work():
+                print(f"sm_{arch}: {layer}, {len(found)} kernels so far", file=sys.stderr)
         for variant in found.values():
             row = usage_of(variant, arch)
             rows.append(row)

@@ -8,20 +8,13 @@ from unittest import mock
 
 import torch
 
-from bunit_kernels import PAPER_POOL, StackedConv2d, StackedLinear, UnitSpec, backend
+from bunit_kernels import PAPER_POOL, StackedConv2d, StackedLinear, backend
 from bunit_kernels.backends.triton import Triton
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16)
 FORMATS = (torch.contiguous_format, torch.channels_last)
-CONVS = (
-    ("2-4-2", 64),
-    ("4-8-4", 64),
-    ("8-16-8", 32),
-    ("16-16-16", 16),
-    ("32-32-32", 8),
-    (UnitSpec.sample(60, pool=PAPER_POOL, seed=30), None),
-)
-LINEARS = (("4-8-4", 64), ("16-32-16", 64), ("64-64-64", 16), (("4-8-4", "16-64-2") * 4, None))
+CONVS = (("2-4-2", 8, 1), ("16-32-32", 4, 1), ("16-16-16", 4, 2), (PAPER_POOL[:3], None, 1))
+LINEARS = (("4-8-4", 8), ("16-32-16", 8), ("64-64-64", 4), (("4-8-4", "16-64-2"), None))
 
 
 def run() -> Iterator[str]:
@@ -29,16 +22,14 @@ def run() -> Iterator[str]:
     with mock.patch.object(Triton, "why_not", lambda *_: None), backend("triton"):
         for (units, count), dtype in itertools.product(LINEARS, DTYPES):
             layer = StackedLinear(units, count, dtype=dtype)
-            layer(
-                torch.zeros(128, layer.in_channels, dtype=dtype, requires_grad=True)
-            ).sum().backward()
+            x = torch.zeros(128, layer.in_channels, dtype=dtype, requires_grad=True)
+            layer(x).sum().backward()
             yield f"{units} {dtype}"
-        for (units, count), dtype, form in itertools.product(CONVS, DTYPES, FORMATS):
-            for stride in (1, 2):
-                layer = StackedConv2d(units, count, stride=stride, dtype=dtype)
-                x = torch.zeros(2, layer.in_channels, 28, 28, dtype=dtype)
-                x = x.to(memory_format=form).requires_grad_()
-                layer(x).sum().backward()
-                with torch.no_grad():
-                    layer.eval()(x)
+        for (units, count, stride), dtype, form in itertools.product(CONVS, DTYPES, FORMATS):
+            layer = StackedConv2d(units, count, stride=stride, dtype=dtype)
+            x = torch.zeros(2, layer.in_channels, 28, 28, dtype=dtype)
+            x = x.to(memory_format=form).requires_grad_()
+            layer(x).sum().backward()
+            with torch.no_grad():
+                layer.eval()(x)
             yield f"{units} {dtype} {form}"

@@ -17,7 +17,11 @@ from .triton import Triton
 
 VARIABLE = "BUNIT_BACKEND"
 
-_BACKENDS: dict[str, Backend] = {b.name: b for b in (Reference(), TorchOps(), Cpp(), Cuda(), Triton())}
+_ALL = (Reference(), TorchOps(), Cpp(), Cuda(), Triton())
+_BACKENDS: dict[str, Backend] = {b.name: b for b in _ALL}
+
+#: Our kernels for tensors of a device, those that ``auto`` prefers first.
+_OURS = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 
 NAMES = ("auto", *_BACKENDS)
 
@@ -55,7 +59,8 @@ def describe(device: torch.device | str = "cpu") -> str:
     if _current != "auto":
         return _current
     usable = available(device)
-    return f"auto ({', '.join(n for n in ('cpp', 'cuda', 'torch') if n in usable)})"
+    preferred = (*_OURS.get(torch.device(device).type, ()), "torch")
+    return f"auto ({', '.join(name for name in preferred if name in usable)})"
 
 
 class backend:
@@ -95,9 +100,10 @@ def select(op: str, x: torch.Tensor, layout: StackLayout) -> Backend:
         BackendUnavailable: the backend in force cannot take ``x``.
     """
     if _current == "auto":
-        ours = _BACKENDS["cuda" if x.is_cuda else "cpp"]
-        if ours.why_not(x.device, x.dtype) is None and not prefers_torch(op, layout, x):
-            return ours
+        if not prefers_torch(op, layout, x):
+            for name in _OURS.get(x.device.type, ()):
+                if _BACKENDS[name].why_not(x.device, x.dtype) is None:
+                    return _BACKENDS[name]
         return _BACKENDS["torch"]
     chosen = _BACKENDS[_current]
     reason = chosen.why_not(x.device, x.dtype)

@@ -39,11 +39,9 @@ class Triton(Compiled):
                 "PyTorch sees no CUDA device (torch.cuda.is_available() is False); to run it "
                 "slowly on the CPU set TRITON_INTERPRET=1 before Python starts"
             )
+        taken = "CPU tensors (TRITON_INTERPRET=1)" if interpreted else "CUDA tensors"
         if device is not None and device.type != ("cpu" if interpreted else "cuda"):
-            return (
-                f"it runs on {'CPU tensors (TRITON_INTERPRET=1)' if interpreted else 'CUDA tensors'}"
-                f", got one on {device}"
-            )
+            return f"it runs on {taken}, got one on {device}"
         if dtype is not None and dtype not in DTYPES:
             return f"it takes {', '.join(map(str, DTYPES))}, got {dtype}"
         return None

@@ -24,7 +24,9 @@ def level(
     _, k, pad, _ = next(conv_rows(units, 1))
     height, width = (conv_size(s, k, pad, stride, dilation) for s in x.shape[2:])
     y = empty_like_format(x, (x.shape[0], sum(_outs(units)), height, width))
-    parts = triton.cdiv(x.shape[0] * height * width, conv_level.MOMENTS_BLOCK)
+    parts = triton.cdiv(
+        x.shape[0] * height * width, conv_level.moments_block(conv_level.uses_dot(work, x.dtype))
+    )
     shape = (3, parts, y.shape[1])
     found = torch.empty(shape, dtype=torch.float32, device=x.device) if moments else None
     if y.numel() > 0:

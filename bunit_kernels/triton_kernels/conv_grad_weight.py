@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
-from .conv_level import padded, precision, uses_dot
+from .conv_level import VARYING, padded, precision, uses_dot
 from .tuning import INTERPRETED, tuned
 from .work import ConvWork, processors
 
@@ -23,9 +23,7 @@ KEY = ("STRIDE", "DILATION", "K", "OUT_BLOCK", "IN_BLOCK", "DOT", "NORM", "BIAS"
 
 
 @tuned(CONFIGS, KEY)
-@triton.jit(
-    do_not_specialize=["share", "pixels", "in_h", "in_w", "out_h", "out_w", "x_n", "x_h", "g_n", "g_h"]
-)
+@triton.jit(do_not_specialize=["share", *VARYING, "g_n", "g_h", "x_n", "x_h"])
 def conv_grad_weight_kernel(
     grad, x, parts, table, mean, scale, shift,
     units, taps, part_size, bias_at, share, pixels, in_h, in_w, out_h, out_w,
@@ -93,8 +91,8 @@ def conv_grad_weight_kernel(
         weights = first_weight + (out[:, None] * c_in + into[None, :]) * k * k + tap
         tl.store(to + weights, acc, has_out[:, None] & has_in[None, :])
         if BIAS:
-            if (tap == 0) & (in_block == 0):
-                tl.store(to + bias_at + first_out + out, total, has_out)
+            first = (tap == 0) & (in_block == 0)
+            tl.store(to + bias_at + first_out + out, total, has_out & first)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -111,7 +109,7 @@ def add_parts_kernel(parts, to, first, size, part_size, count, BLOCK: tl.constex
 
 
 def add_parts(parts: torch.Tensor, to: torch.Tensor, first: int) -> None:
-    """Fills ``to`` with sums over the first dimension of ``parts`` [P, n] from element ``first``."""
+    """Fills ``to`` with sums of ``parts`` [P, n] over P, from element ``first`` of n on."""
     block = 256
     add_parts_kernel[(triton.cdiv(to.numel(), block),)](
         parts, to, first, to.numel(), parts.shape[1], parts.shape[0], BLOCK=block, num_warps=2
@@ -120,7 +118,7 @@ def add_parts(parts: torch.Tensor, to: torch.Tensor, first: int) -> None:
 
 def launch(grad, x, grad_weight, grad_bias, work: ConvWork, stride, dilation, *, norm=None):
     """Fills ``grad_weight`` and, where it is given, ``grad_bias``."""
-    dot = uses_dot(work)
+    dot = uses_dot(work, x.dtype)
     most, least = (64, 16) if dot else (8, 1)
     out_block, in_block = padded(min(work.c_out, most), least), padded(min(work.c_in, most), least)
     out_blocks, in_blocks = triton.cdiv(work.c_out, out_block), triton.cdiv(work.c_in, in_block)

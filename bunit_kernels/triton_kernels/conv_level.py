@@ -18,7 +18,7 @@ from .work import ConvWork
 
 CONFIGS = [
     triton.Config({"BLOCK": block}, num_warps=warps, num_stages=2)
-    for block, warps in ((128, 4), (256, 4), (64, 4), (64, 2), (512, 4))
+    for block, warps in ((128, 4), (256, 4), (512, 4), (64, 2), (64, 4))
 ]
 KEY = (
     "STRIDE", "DILATION", "K", "FROM", "FROM_PAD", "TO_BLOCK", "DOT", "TRANSPOSED", "NORM",
@@ -26,16 +26,21 @@ KEY = (
 )  # fmt: skip
 
 
-MOMENTS_BLOCK = 128
+#: Arguments that change with the batch and the image: another value compiles nothing.
+VARYING = ("pixels", "in_h", "in_w", "out_h", "out_w")
+
+
+def moments_block(dot: bool) -> int:
+    """Pixels of a tile where moments are taken: one size, so that the number of tiles is known."""
+    return 64 if dot else 128
 
 
 def _candidates(configs, given):
-    """Of wide units smaller tiles: a thread's sums stay in registers. Where moments are taken a tile
-    is one size, and so their number."""
+    if given["DOT"]:  # sums are to stay in registers: smaller tiles first
+        configs = [c for c in configs[::-1] if c.kwargs["BLOCK"] <= 128]
     if given["MOMENTS"]:
-        return [c for c in configs if c.kwargs["BLOCK"] == MOMENTS_BLOCK]
-    most = 128 if given["TO_BLOCK"] >= 32 else 512
-    return [c for c in configs if c.kwargs["BLOCK"] <= most]
+        return [c for c in configs if c.kwargs["BLOCK"] == moments_block(given["DOT"])]
+    return configs
 
 
 @triton.jit
@@ -80,12 +85,16 @@ def _add_tap(
             acc = tl.dot(v, w, acc, input_precision=PRECISION)
     elif UNROLL:
         for channel in tl.static_range(FROM):
-            v = _value(values + channel * x_c, reached, first_from + channel, mean, scale, shift, NORM)
+            v = _value(
+                values + channel * x_c, reached, first_from + channel, mean, scale, shift, NORM
+            )
             w = tl.load(weights + channel * w_from + tap, wanted, 0.0).to(tl.float32)
             acc += v[:, None] * w[None, :]
     else:
         for channel in range(c_from):
-            v = _value(values + channel * x_c, reached, first_from + channel, mean, scale, shift, NORM)
+            v = _value(
+                values + channel * x_c, reached, first_from + channel, mean, scale, shift, NORM
+            )
             w = tl.load(weights + channel * w_from + tap, wanted, 0.0).to(tl.float32)
             acc += v[:, None] * w[None, :]
     return acc
@@ -102,9 +111,7 @@ def _value(pointers, reached, channel, mean, scale, shift, NORM: tl.constexpr):
 
 
 @tuned(CONFIGS, KEY, _candidates)
-@triton.jit(
-    do_not_specialize=["parts", "pixels", "in_h", "in_w", "out_h", "out_w", "x_n", "x_h", "y_n", "y_h"]
-)
+@triton.jit(do_not_specialize=["parts", *VARYING, "x_n", "x_h", "y_n", "y_h"])
 def conv_level_kernel(
     x, weight, bias, y, table, mean, scale, shift, moments, residual,
     units, to_channels, parts, pixels, in_h, in_w, out_h, out_w,
@@ -187,9 +194,11 @@ def padded(width: int, least: int = 1) -> int:
     return max(least, triton.next_power_of_2(width))
 
 
-def uses_dot(work: ConvWork) -> bool:
-    """Whether units fill the tiles of matrix units well enough."""
-    return min(work.c_in, work.c_out) >= 16
+def uses_dot(work: ConvWork, dtype: torch.dtype) -> bool:
+    """Whether matrix units take the dtype, and units fill their tiles well enough. Exact products
+    of float32 are plain multiply-adds in ``tl.dot`` too, and there take more registers."""
+    exact = dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    return min(work.c_in, work.c_out) >= 16 and not exact
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -204,7 +213,7 @@ def launch(
 ):  # fmt: skip
     """Fills ``y`` from ``x``; ``residual`` has the strides of ``y``."""
     c_from, c_to = (work.c_out, work.c_in) if transposed else (work.c_in, work.c_out)
-    dot = uses_dot(work)
+    dot = uses_dot(work, x.dtype)
     to_block = padded(min(c_to, 64), 16) if dot else padded(min(c_to, 16))
     to_blocks = triton.cdiv(c_to, to_block)
     pixels = y.shape[0] * y.shape[2] * y.shape[3]
@@ -224,7 +233,7 @@ def launch(
             FROM=c_from if work.uniform else 0, FROM_PAD=padded(min(c_from, 64), 16),
             TO_BLOCK=to_block, TO_BLOCKS=to_blocks, DOT=dot, TRANSPOSED=transposed,
             BIAS=bias is not None, NORM=norm_activation, ACTIVATION=activation,
-            MOMENTS=moments is not None, RESIDUAL=residual_activation if residual is not None else None,
+            MOMENTS=moments is not None, RESIDUAL=None if residual is None else residual_activation,
             CHANNELS_LAST=x.stride(1) == 1, PRECISION=precision(x.dtype),
             WIDEN=INTERPRETED and x.dtype != torch.float32,
         )  # fmt: skip

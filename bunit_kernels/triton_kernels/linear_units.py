@@ -213,10 +213,11 @@ def forward(x, weights, biases, units, activation, out_activation):
     def grid(meta):
         return (work.units * triton.cdiv(rows, meta["BLOCK"]),)
 
+    constants = _constants(work, depth, biases, activation, out_activation, x.dtype)
     with torch.cuda.device_of(x):
         forward_kernel[grid](
             x.contiguous(), y, *_four(weights, x), *_four(biases, x), work.table, work.units, rows,
-            x.shape[-1], outs, **_constants(work, depth, biases, activation, out_activation, x.dtype),
+            x.shape[-1], outs, **constants,
         )  # fmt: skip
     return y
 

@@ -48,9 +48,10 @@ def merge_moments_kernel(moments, stats, parts, channels, eps, stats_step, BLOCK
 
 
 def merge_moments(moments: Tensor, stats: Tensor, eps: float) -> None:
-    """Fills ``stats`` [3, C] (a view with dense rows): mean, 1 / sqrt(var + eps), unbiased var, from
-    the tiles' counts, means and squared distances, merged in their order (Chan, Golub and LeVeque's
-    update)."""
+    """Fills ``stats`` [3, C] (a view with dense rows): mean, 1 / sqrt(var + eps), unbiased var.
+
+    The tiles' counts, means and squared distances are merged in their order (Chan, Golub and
+    LeVeque's update)."""
     _, parts, channels = moments.shape
     block = 32
     with torch.cuda.device_of(moments):
@@ -112,7 +113,7 @@ def norm_sums_kernel(
     stride_n, stride_c, stride_p, ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of g * zhat and of g, g = grad * activation'(normed), over ``share`` values a channel."""
+    """Sums of g * zhat and of g over ``share`` values a channel; g = grad * activation'(normed)."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     part = tl.program_id(1)
     held = channel < channels
@@ -128,7 +129,9 @@ def norm_sums_kernel(
         at = (value // pixels).to(tl.int64) * stride_n + (value % pixels) * stride_p
         at = at[:, None] + channel[None, :] * stride_c
         d = tl.load(z + at, mask, 0.0).to(tl.float32) - average
-        g = activation_grad(tl.load(grad + at, mask, 0.0).to(tl.float32), d * slope + offset, ACTIVATION)
+        g = activation_grad(
+            tl.load(grad + at, mask, 0.0).to(tl.float32), d * slope + offset, ACTIVATION
+        )
         g = tl.where(mask, g, 0.0)
         first += tl.sum(g * d, 0)
         second += tl.sum(g, 0)
@@ -190,8 +193,8 @@ def norm_grad(grad: Tensor, z: Tensor, norm: Norm, inv_std: Tensor, sums: Tensor
     stride_c = 1 if interleaved else pixels
     with torch.cuda.device_of(z):
         norm_sums_kernel[(groups, count)](
-            grad, z, norm.mean, norm.scale, norm.shift, inv_std, parts, z.shape[0], channels, pixels,
-            share, channels * pixels, stride_c, stride_p, ACTIVATION=norm.activation,
+            grad, z, norm.mean, norm.scale, norm.shift, inv_std, parts, z.shape[0], channels,
+            pixels, share, channels * pixels, stride_c, stride_p, ACTIVATION=norm.activation,
             CHANNELS=group, BLOCK=block, num_warps=4,
         )  # fmt: skip
         add_sums_kernel[(triton.cdiv(channels, 128), 2)](

@@ -32,9 +32,14 @@ class Tuned(KernelInterface):
 
     def __init__(self, kernel, configs: Sequence[triton.Config], key, candidates: Candidates):
         self.kernel, self.configs, self.candidates = kernel, list(configs), candidates
-        prune = {"early_config_prune": lambda configs, given, **rest: candidates(configs, given | rest)}
+        prune = {
+            "early_config_prune": lambda configs, given, **rest: candidates(configs, given | rest)
+        }
         self.measured = triton.autotune(
-            self.configs, list(key), prune_configs_by=prune, cache_results=True
+            self.configs,
+            list(key),
+            prune_configs_by={"early_config_prune": prune},
+            cache_results=True,
         )(kernel)
 
     def run(self, *args, **constants):

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ..ops._shapes import conv_rows, linear_rows
 
-FIELDS = 7  # of a unit in the table: see ConvWork.table
-
 
 class ConvWork(NamedTuple):
     """One convolutional level.
@@ -44,7 +42,11 @@ def _conv_work(units: tuple[int, ...], device: torch.device) -> ConvWork:
     for count, k, pad, (c_in, c_out) in conv_rows(units, 1):
         for _ in range(count):
             rows.append((first_in, c_in, first_out, c_out, k, pad, weight))
-            first_in, first_out, weight = first_in + c_in, first_out + c_out, weight + c_in * c_out * k * k
+            first_in, first_out, weight = (
+                first_in + c_in,
+                first_out + c_out,
+                weight + c_in * c_out * k * k,
+            )
     if weight >= 1 << 31:
         raise ValueError(f"a level of backend 'triton' takes up to 2^31 weights, got {weight}")
     _, c_ins, _, c_outs, ks, pads, _ = zip(*rows, strict=True)
@@ -65,9 +67,10 @@ def processors(device: torch.device) -> int:
 
 
 def columns(units: Sequence[int], transposed: bool, device: torch.device) -> tuple[Tensor, int]:
-    """Linear units by output channel (``transposed``: by input channel, for its gradient): int32 [4,
-    channels] of the first channel read, how many are, the first element of their weights and the
-    step between these; and the largest of the second."""
+    """Linear units by output channel (``transposed``: by input channel, for its gradient).
+
+    int32 [4, channels]: the first channel read, how many are, the first element of their weights
+    and the step between these; and the largest of the second."""
     return _columns(tuple(units), transposed, device)
 
 
