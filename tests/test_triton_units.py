@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference_cases import TRAIN_CONVS, UNIT_CONVS, ConvCase, quick, smooth
+from reference_cases import TRAIN_CONVS, UNIT_CONVS, ConvCase, quick, smooth, some
 from reference_checks import check_against_reference, largest
 from reference_runs import (
     converted,
@@ -28,23 +28,23 @@ def triton():
         yield
 
 
-@pytest.mark.parametrize("case", quick(UNIT_CONVS)[::3], ids=str)
+@pytest.mark.parametrize("case", some(quick(UNIT_CONVS), 10), ids=str)
 def test_outputs_and_gradients(case, seed):
     check_against_reference(unit_conv2d, case, torch.float32, seed)
 
 
-@pytest.mark.parametrize("case", quick(TRAIN_CONVS)[::2], ids=str)
+@pytest.mark.parametrize("case", some(quick(TRAIN_CONVS), 10), ids=str)
 def test_training(case, seed):
     check_against_reference(unit_conv2d_train, case, torch.float32, seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", quick(TRAIN_CONVS)[1::10], ids=str)
+@pytest.mark.parametrize("case", some(quick(TRAIN_CONVS), 30), ids=str)
 def test_training_at_low_precision(case, dtype, seed):
     check_against_reference(unit_conv2d_train, smooth(case), dtype, seed)
 
 
-@pytest.mark.parametrize("case", quick(TRAIN_CONVS)[::12], ids=str)
+@pytest.mark.parametrize("case", some(quick(TRAIN_CONVS), 30), ids=str)
 def test_batch_statistics(case, seed):
     tensors = converted(draw(case, seed, norms=True), torch.float32)
     _, actual = unit_conv2d_train_with_stats(case, tensors)

@@ -91,8 +91,9 @@ def conv_grad_weight_kernel(
         weights = first_weight + (out[:, None] * c_in + into[None, :]) * k * k + tap
         tl.store(to + weights, acc, has_out[:, None] & has_in[None, :])
         if BIAS:
-            first = (tap == 0) & (in_block == 0)
-            tl.store(to + bias_at + first_out + out, total, has_out & first)
+            begins = (tap == 0) & (in_block == 0)
+            if begins:
+                tl.store(to + bias_at + first_out + out, total, has_out)
 
 
 @triton.jit(do_not_specialize=["count"])
