@@ -82,6 +82,8 @@ class backend:
         reason = why_not(name)
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot run here: {reason}")
+        if name == "triton":
+            _BACKENDS[name].load()  # its operators are there before anything counts or traces them
         global _current
         self.previous, _current = _current, name
 
@@ -100,10 +102,10 @@ def select(op: str, x: torch.Tensor, layout: StackLayout) -> Backend:
         BackendUnavailable: the backend in force cannot take ``x``.
     """
     if _current == "auto":
-        if not prefers_torch(op, layout, x):
-            for name in _OURS.get(x.device.type, ()):
-                if _BACKENDS[name].why_not(x.device, x.dtype) is None:
-                    return _BACKENDS[name]
+        for name in _OURS.get(x.device.type, ()):
+            ours = _BACKENDS[name]
+            if ours.why_not(x.device, x.dtype) is None:
+                return _BACKENDS["torch"] if prefers_torch(op, layout, x) else ours
         return _BACKENDS["torch"]
     chosen = _BACKENDS[_current]
     reason = chosen.why_not(x.device, x.dtype)

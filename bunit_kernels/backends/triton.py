@@ -28,6 +28,10 @@ class Triton(Compiled):
         triton_kernels.register()
         return getattr(torch.ops, triton_kernels.NAMESPACE)
 
+    def load(self) -> None:
+        """Imports Triton and registers the operators, which their first use does too."""
+        _ = self.ops
+
     def why_not(self, device, dtype):
         if CPU_MISSING is not None:  # it has the operators' schemas
             return CPU_MISSING
