@@ -2,7 +2,7 @@
 
 from . import backends, functional, metrics, models
 from .backends import backend
-from .nn import StackedConv2d, StackedLinear
+from .nn import StackedConv2d, StackedLinear, fuse
 from .units import PAPER_POOL, UnitSpec
 
 __version__ = "0.1.0"
@@ -15,6 +15,7 @@ __all__ = [
     "backend",
     "backends",
     "functional",
+    "fuse",
     "metrics",
     "models",
 ]

@@ -1,6 +1,7 @@
-"""Modules: stacked layers that hold their packed parameters."""
+"""Stacked layers as modules, and what is done to networks of them."""
 
+from .fuse import fuse
 from .stacked_conv2d import StackedConv2d
 from .stacked_linear import StackedLinear
 
-__all__ = ["StackedConv2d", "StackedLinear"]
+__all__ = ["StackedConv2d", "StackedLinear", "fuse"]
