@@ -2,7 +2,7 @@
 
 from . import backends, functional, metrics, models
 from .backends import backend
-from .nn import StackedConv2d, StackedLinear
+from .nn import StackedConv2d, StackedLinear, bunitize, fuse
 from .units import PAPER_POOL, UnitSpec
 
 __version__ = "0.1.0"
@@ -14,7 +14,9 @@ __all__ = [
     "UnitSpec",
     "backend",
     "backends",
+    "bunitize",
     "functional",
+    "fuse",
     "metrics",
     "models",
 ]

@@ -46,7 +46,7 @@ def list_models() -> list[str]:
 
 def dense_counterpart(name: str) -> str | None:
     """Name of the dense model that ``name`` is compared with; ``None`` if it is dense itself."""
-    _factory(name)
+    factory_of(name)
     return _DENSE.get(name)
 
 
@@ -61,7 +61,7 @@ def create_model(name: str, **kwargs) -> nn.Module:
         ValueError: no such model, or an argument's value does not fit.
         TypeError: the model takes no such argument.
     """
-    factory = _factory(name)
+    factory = factory_of(name)
     accepted = inspect.signature(factory).parameters
     unknown = [key for key in kwargs if key not in accepted]
     if unknown:
@@ -72,7 +72,8 @@ def create_model(name: str, **kwargs) -> nn.Module:
     return factory(**kwargs)
 
 
-def _factory(name: str) -> Factory:
+def factory_of(name: str) -> Factory:
+    """The function that builds the model; ``ValueError`` where there is none of that name."""
     if name not in _MODELS:
         close = get_close_matches(str(name), _MODELS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""

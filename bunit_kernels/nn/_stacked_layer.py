@@ -9,6 +9,7 @@ from ..activations import check_activation
 from ..layout import StackLayout
 from ..units import UnitSpec
 from ._parameters import initialise, make_biases, make_weights, pack_loop_state
+from ._replace import has_hooks
 from ._units import UnitChain, the_same
 
 
@@ -75,6 +76,29 @@ class StackedLayer(nn.Module):
             biases.append((norm.bias - mean * scale).to(dtype))
         return weights, biases
 
+    @torch.no_grad()
+    def fold_norms(self) -> None:
+        """Folds the norms' running statistics into new weights and biases, and drops the norms.
+        Norms that a constant scale cannot stand for stay."""
+        if self.norms is None or not all(map(self._foldable, self.norms)):
+            return
+        weights, biases = self.folded()
+        trained = [weight.requires_grad for weight in self.weights]
+        self.weights, self.biases = (
+            nn.ParameterList(map(nn.Parameter, values, trained)) for values in (weights, biases)
+        )
+        self.train(self.training)
+        self.norms = None
+
+    def _foldable(self, norm: nn.Module) -> bool:
+        return (
+            type(norm) in (self._norm_class, nn.SyncBatchNorm)
+            and not norm.training
+            and norm.affine
+            and norm.running_mean is not None
+            and not has_hooks(norm)
+        )
+
     def norms_are(self, training: bool) -> bool:
         """Whether every norm is a plain BatchNorm in that mode, so that a fused operator may stand
         for it. SyncBatchNorm, hooks or a user's own norm make it a module to be called."""
@@ -86,8 +110,7 @@ class StackedLayer(nn.Module):
             and norm.running_mean is not None
             and norm.momentum is not None
             and norm.eps == first.eps
-            and not (norm._forward_hooks or norm._forward_pre_hooks)
-            and not (norm._backward_hooks or norm._backward_pre_hooks)
+            and not has_hooks(norm)
             for norm in self.norms
         )
 
