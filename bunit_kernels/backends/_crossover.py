@@ -5,7 +5,8 @@ as fast. Measured with ``python bench/crossover.py``, torch 2.13.0 (CPU build), 
 otherwise idle cores of an Intel Xeon (AVX-512 and AMX, a virtual machine), 2026-11-26.
 
 CUDA: one width, by arithmetic and not measured: our kernels run on the plain FMA units, and a
-convolution on tensor cores pays once its tiles of 16 channels are full.
+convolution on tensor cores pays once its tiles of 16 channels are full. Triton's kernels for such
+widths wait for a GPU that measures them.
 """
 
 from __future__ import annotations
