@@ -102,6 +102,13 @@ def forward_kernel(
 
 
 @triton.jit
+def _kept(z, inside, NAME: tl.constexpr, dtype: tl.constexpr):
+    """Activations as factors of a weight's gradient: 0 in rows that do not exist, where an infinite
+    bias or weight leaves what 0 times is NaN."""
+    return tl.where(inside[:, None], activate(z, NAME), 0.0).to(dtype)
+
+
+@triton.jit
 def _back(
     g, z, h, weight, row, inside, LEVEL: tl.constexpr, INS: tl.constexpr, OUTS: tl.constexpr,
     NAME: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
@@ -158,13 +165,13 @@ def backward_kernel(
         h0 = _rows_of(x, line, inside, ins, tl.load(row + 5), tl.load(row), W0)
         z0 = _level(h0, w0, b0, row, 0, W0, W1, BIAS, PRECISION, WIDEN)
         if DEPTH > 1:
-            h1 = _activated(z0, HIDDEN, dtype)
+            h1 = _kept(z0, inside, HIDDEN, dtype)
             z1 = _level(h1, w1, b1, row, 1, W1, W2, BIAS, PRECISION, WIDEN)
         if DEPTH > 2:
-            h2 = _activated(z1, HIDDEN, dtype)
+            h2 = _kept(z1, inside, HIDDEN, dtype)
             z2 = _level(h2, w2, b2, row, 2, W2, W3, BIAS, PRECISION, WIDEN)
         if DEPTH > 3:
-            h3 = _activated(z2, HIDDEN, dtype)
+            h3 = _kept(z2, inside, HIDDEN, dtype)
             z3 = _level(h3, w3, b3, row, 3, W3, W4, BIAS, PRECISION, WIDEN)
         g = _rows_of(grad, line, inside, outs, tl.load(row + 6), tl.load(row + DEPTH), LAST)
         g = g.to(tl.float32)

@@ -32,9 +32,10 @@ class Tuned(KernelInterface):
 
     def __init__(self, kernel, configs: Sequence[triton.Config], key, candidates: Candidates):
         self.kernel, self.configs, self.candidates = kernel, list(configs), candidates
-        prune = {
-            "early_config_prune": lambda configs, given, **rest: candidates(configs, given | rest)
-        }
+
+        def prune(configs, given, **rest):
+            return candidates(configs, given | rest)
+
         self.measured = triton.autotune(
             self.configs,
             list(key),
