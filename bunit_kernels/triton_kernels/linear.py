@@ -53,7 +53,7 @@ def level(x, weight, bias, units, activation):
     width = _width(units)
     if width is None:
         return _by_columns(x, weight, bias, units, activation, transposed=False)
-    if width <= 64:
+    if linear_units.takes(1, (width,), x.dtype):
         biases = [] if bias is None else [bias]
         return linear_units.forward(x, [weight], biases, units, activation, activation)
     y = conv2d.level(_as_image(x), weight, bias, _as_convolution(units), 1, 1, activation)

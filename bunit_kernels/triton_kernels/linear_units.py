@@ -22,9 +22,23 @@ CONFIGS = [
     for block, warps in ((64, 4), (128, 4), (32, 2), (128, 8))
 ]
 BACKWARD_CONFIGS = [
-    triton.Config({"BLOCK": block}, num_warps=warps) for block, warps in ((32, 4), (64, 4), (64, 8))
+    triton.Config({"BLOCK": block}, num_warps=warps)
+    for block, warps in ((32, 4), (32, 8), (64, 4), (64, 8), (16, 4), (16, 8))
 ]
 KEY = ("DEPTH", "W0", "W1", "W2", "W3", "W4", "BIAS", "HIDDEN", "OUT")
+
+
+def _backward_candidates(configs, given):
+    """``tl.dot`` of float32 unrolls to multiply-adds with all operands in registers: few rows at a
+    time, as also for the sums of wide units. Others than these spill."""
+    if given["x"].dtype == torch.float32:
+        fit = ((16, 4), (32, 8))
+    elif given["DEPTH"] * max(given[f"W{i}"] for i in range(5)) > 128:
+        fit = ((32, 8), (16, 8))
+    else:
+        fit = ((32, 4), (64, 4), (64, 8))
+    by_size = {(config.kwargs["BLOCK"], config.num_warps): config for config in configs}
+    return [by_size[size] for size in fit]
 
 
 @triton.jit
@@ -136,7 +150,7 @@ def _store_sums(
         tl.store(biases + tl.load(row + 11 + LEVEL) + o, of_bias, o < c_out)
 
 
-@tuned(BACKWARD_CONFIGS, KEY)
+@tuned(BACKWARD_CONFIGS, KEY, _backward_candidates)
 @triton.jit(do_not_specialize=["rows", "share"])
 def backward_kernel(
     grad, x, grad_x, w0, w1, w2, w3, b0, b1, b2, b3, parts, table,
@@ -202,9 +216,9 @@ def backward_kernel(
         _store_sums(own + p3, own + q3, sum3, bias3, row, 3, W3, W4, BIAS)
 
 
-def takes(depth: int, widths) -> bool:
+def takes(depth: int, widths, dtype: torch.dtype) -> bool:
     """Whether units fit the registers: else they go level by level."""
-    return depth <= MOST_LEVELS and max(widths) <= 64
+    return depth <= MOST_LEVELS and max(widths) <= (32 if dtype == torch.float32 else 64)
 
 
 def forward(x, weights, biases, units, activation, out_activation):

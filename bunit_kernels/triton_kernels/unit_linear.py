@@ -10,7 +10,7 @@ from . import linear, linear_units
 
 
 def _forward(x, weights, biases, units, activation, out_activation):
-    if _fit(units, len(weights)):
+    if _fit(units, len(weights), x.dtype):
         return linear_units.forward(x, weights, biases, units, activation, out_activation)
     depth = len(weights)
     for i, weight in enumerate(weights):
@@ -21,16 +21,16 @@ def _forward(x, weights, biases, units, activation, out_activation):
 
 
 def _backward(grad, x, weights, biases, units, activation, out_activation):
-    if _fit(units, len(weights)):
+    if _fit(units, len(weights), x.dtype):
         return linear_units.backward(grad, x, weights, biases, units, activation, out_activation)
     return backward_by_level(
         torch.ops.bunit_triton, grad, x, weights, biases, units, activation, out_activation
     )
 
 
-def _fit(units, depth):
+def _fit(units, depth, dtype):
     widths = (width for _, widths in linear_rows(units, depth) for width in widths)
-    return linear_units.takes(depth, widths)
+    return linear_units.takes(depth, widths, dtype)
 
 
 OPERATORS = {"stacked_unit_linear": _forward, "stacked_unit_linear_backward": _backward}
