@@ -1,7 +1,9 @@
 """Gradients of a convolutional level's weight and bias, the same whatever runs first.
 
-A program takes one unit, one tap, a block of channels on both sides and a share of all output
-pixels, and writes its sums to a workspace; a second launch adds the shares in their order.
+A program takes one unit, some of its taps and channels on both sides, and a share of all output
+pixels, and writes its sums to a workspace; a second launch adds the shares in their order. The
+gradient is read once for all of a program's taps. Wide units go through ``tl.dot``; of narrow ones a
+thread keeps all sums of its pixels, which are added up at the end.
 """
 
 from __future__ import annotations
@@ -10,90 +12,139 @@ import torch
 import triton
 import triton.language as tl
 
-from .activations import activate
-from .conv_level import VARYING, padded, precision, uses_dot
+from .conv_level import VARYING, aligned, normed, padded, precision, source_pixel, uses_dot
 from .tuning import INTERPRETED, tuned
 from .work import ConvWork, processors
 
 CONFIGS = [
     triton.Config({"BLOCK": block}, num_warps=warps, num_stages=2)
-    for block, warps in ((64, 4), (128, 4), (32, 2))
+    for block, warps in ((64, 4), (128, 4), (64, 2), (32, 2))
 ]
-KEY = ("STRIDE", "DILATION", "K", "OUT_BLOCK", "IN_BLOCK", "DOT", "NORM", "BIAS", "CHANNELS_LAST")
+KEY = (
+    "STRIDE", "DILATION", "K", "OUT", "IN", "OUT_BLOCK", "IN_BLOCK", "TAPS", "DOT", "NORM", "BIAS",
+    "CHANNELS_LAST",
+)  # fmt: skip
+#: Sums of a narrow unit that a thread keeps for each of its pixels.
+NARROW_SUMS = 64
+#: Columns (taps times channels) of a wide unit's tile.
+WIDE_COLUMNS = 64
 
 
-@tuned(CONFIGS, KEY)
+def _candidates(configs, given):
+    """Of narrow units' sums larger tiles may take more registers than there are: small ones first."""
+    return configs if given["DOT"] else configs[::-1]
+
+
+@tuned(CONFIGS, KEY, _candidates)
 @triton.jit(do_not_specialize=["share", *VARYING, "g_n", "g_h", "x_n", "x_h"])
 def conv_grad_weight_kernel(
     grad, x, parts, table, mean, scale, shift,
-    units, taps, part_size, bias_at, share, pixels, in_h, in_w, out_h, out_w,
+    units, part_size, bias_at, share, pixels, in_h, in_w, out_h, out_w,
     g_n, g_c, g_h, g_w, x_n, x_c, x_h, x_w,
-    STRIDE: tl.constexpr, DILATION: tl.constexpr, K: tl.constexpr,
+    STRIDE: tl.constexpr, DILATION: tl.constexpr,
+    K: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr,  # of all units, or 0 where they differ
     OUT_BLOCK: tl.constexpr, OUT_BLOCKS: tl.constexpr,
     IN_BLOCK: tl.constexpr, IN_BLOCKS: tl.constexpr,
+    TAPS: tl.constexpr, TAP_BLOCKS: tl.constexpr,
+    X_ALIGNED: tl.constexpr, G_ALIGNED: tl.constexpr,
     DOT: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``share`` pixels a program; ``taps`` are those of the largest kernel; ``NORM`` is the
-    activation after the norm of x, or None."""
+    """``share`` pixels a program; ``NORM`` is the activation after the norm of x, or None."""
+    COLUMNS: tl.constexpr = TAPS * IN_BLOCK
     unit = tl.program_id(0) % units
     rest = tl.program_id(0) // units
-    tap = rest % taps
-    out_block = rest // taps % OUT_BLOCKS
-    in_block = rest // taps // OUT_BLOCKS % IN_BLOCKS
-    part = rest // taps // OUT_BLOCKS // IN_BLOCKS
+    tap_block = rest % TAP_BLOCKS
+    out_block = rest // TAP_BLOCKS % OUT_BLOCKS
+    in_block = rest // TAP_BLOCKS // OUT_BLOCKS % IN_BLOCKS
+    part = rest // TAP_BLOCKS // OUT_BLOCKS // IN_BLOCKS
     row = table + unit * 7
-    first_in, c_in = tl.load(row), tl.load(row + 1)
-    first_out, c_out = tl.load(row + 2), tl.load(row + 3)
-    k, pad, first_weight = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
-    if tap < k * k:
+    pad = tl.load(row + 5)
+    if K > 0:
+        k, c_in, c_out = K, IN, OUT
+        first_in, first_out, first_weight = unit * IN, unit * OUT, unit * (K * K * IN * OUT)
+    else:
+        first_in, c_in = tl.load(row), tl.load(row + 1)
+        first_out, c_out = tl.load(row + 2), tl.load(row + 3)
+        k, first_weight = tl.load(row + 4), tl.load(row + 6)
+    if tap_block * TAPS < k * k:
         out = out_block * OUT_BLOCK + tl.arange(0, OUT_BLOCK)
-        into = in_block * IN_BLOCK + tl.arange(0, IN_BLOCK)
-        has_out, has_in = out < c_out, into < c_in
-        acc = tl.zeros([OUT_BLOCK, IN_BLOCK], tl.float32)
-        total = tl.zeros([OUT_BLOCK], tl.float32)
-        for first in range(part * share, tl.minimum((part + 1) * share, pixels), BLOCK):
+        column = tl.arange(0, COLUMNS)  # of a tap all channels, then of the next
+        tap, into = tap_block * TAPS + column // IN_BLOCK, in_block * IN_BLOCK + column % IN_BLOCK
+        has_out, has_column = out < c_out, (into < c_in) & (tap < k * k)
+        tap_row, tap_column = tap // k, tap % k
+        g_channels = tl.multiple_of(first_out.to(tl.int64) * g_c, G_ALIGNED) + out * g_c
+        x_channels = tl.multiple_of(first_in.to(tl.int64) * x_c, X_ALIGNED) + into * x_c
+        if NORM is not None:
+            n = first_in + into
+            m = tl.load(mean + n, has_column, 0.0)[:, None]
+            s = tl.load(scale + n, has_column, 0.0)[:, None]
+            b = tl.load(shift + n, has_column, 0.0)[:, None]
+        if DOT:
+            acc = tl.zeros([OUT_BLOCK, COLUMNS], tl.float32)
+        else:
+            acc = tl.zeros([OUT_BLOCK, COLUMNS, BLOCK], tl.float32)
+        total = tl.zeros([OUT_BLOCK, BLOCK], tl.float32)
+        end = tl.minimum((part + 1) * share, pixels)
+        for first in range(part * share, end, BLOCK):
             pixel = first + tl.arange(0, BLOCK)
-            inside = pixel < tl.minimum((part + 1) * share, pixels)
+            inside = pixel < end
             image = (pixel // (out_h * out_w)).to(tl.int64)
             out_row = pixel // out_w % out_h
             out_column = pixel % out_w
-            at_row = out_row * STRIDE + tap // k * DILATION - pad
-            at_column = out_column * STRIDE + tap % k * DILATION - pad
-            reached = inside & (at_row >= 0) & (at_row < in_h)
-            reached &= (at_column >= 0) & (at_column < in_w)
-            g = image * g_n + out_row.to(tl.int64) * g_h + out_column * g_w
-            channel = (first_out + out).to(tl.int64)
-            g = tl.load(
-                grad + g[:, None] + channel[None, :] * g_c, inside[:, None] & has_out[None, :], 0.0
-            )
-            at = image * x_n + at_row.to(tl.int64) * x_h + at_column * x_w
-            channel = first_in + into
-            mask = reached[:, None] & has_in[None, :]
-            v = tl.load(x + at[:, None] + channel.to(tl.int64)[None, :] * x_c, mask, 0.0)
+            at = image * g_n + out_row.to(tl.int64) * g_h + out_column * g_w
+            g = _tile(grad, tl.multiple_of(at, G_ALIGNED), g_channels, inside, has_out,
+                      CHANNELS_LAST and DOT)  # fmt: skip
+            if CHANNELS_LAST and DOT:
+                at_row, at_column, reached = source_pixel(
+                    out_row[:, None], out_column[:, None], tap_row[None, :], tap_column[None, :],
+                    pad, in_h, in_w, STRIDE, DILATION, False,
+                )  # fmt: skip
+                at = (image * x_n)[:, None] + at_row.to(tl.int64) * x_h + at_column * x_w
+                reached &= inside[:, None] & has_column[None, :]
+                at = tl.multiple_of(at, [X_ALIGNED, X_ALIGNED]) + x_channels[None, :]
+                v = tl.trans(tl.load(x + at, reached, 0.0))
+                reached = tl.trans(reached)
+            else:
+                at_row, at_column, reached = source_pixel(
+                    out_row[None, :], out_column[None, :], tap_row[:, None], tap_column[:, None],
+                    pad, in_h, in_w, STRIDE, DILATION, False,
+                )  # fmt: skip
+                at = (image * x_n)[None, :] + at_row.to(tl.int64) * x_h + at_column * x_w
+                reached &= inside[None, :] & has_column[:, None]
+                v = tl.load(x + at + x_channels[:, None], reached, 0.0)
             if NORM is not None:
-                z = v.to(tl.float32) - tl.load(mean + channel, has_in, 0.0)[None, :]
-                z = z * tl.load(scale + channel, has_in, 0.0)[None, :]
-                z = activate(z + tl.load(shift + channel, has_in, 0.0)[None, :], NORM)
-                v = tl.where(mask, z, 0.0).to(v.dtype)
+                v = normed(v, reached, m, s, b, v.dtype, NORM)
             if BIAS:
-                total += tl.sum(g.to(tl.float32), 0)
-            # What lies beyond the image is no factor: 0 times an infinite gradient would be NaN.
+                total += g.to(tl.float32)
             if DOT:
-                g = tl.where(reached[:, None], g, 0.0).to(v.dtype)
+                g = g.to(v.dtype)
                 if WIDEN:
                     g, v = g.to(tl.float32), v.to(tl.float32)
-                acc = tl.dot(tl.trans(g), v, acc, input_precision=PRECISION)
+                acc = tl.dot(g, tl.trans(v), acc, input_precision=PRECISION)
             else:
-                g = tl.where(reached[:, None], g.to(tl.float32), 0.0)
-                acc += tl.sum(g[:, :, None] * v.to(tl.float32)[:, None, :], 0)
+                # What lies beyond the image is no factor: 0 times an infinite gradient is NaN.
+                product = g.to(tl.float32)[:, None, :] * v.to(tl.float32)[None, :, :]
+                acc += tl.where(reached[None, :, :], product, 0.0)
+        sums = acc if DOT else tl.sum(acc, 2)
         to = parts + part.to(tl.int64) * part_size
-        weights = first_weight + (out[:, None] * c_in + into[None, :]) * k * k + tap
-        tl.store(to + weights, acc, has_out[:, None] & has_in[None, :])
+        weights = first_weight + (out[:, None] * c_in + into[None, :]) * k * k + tap[None, :]
+        tl.store(to + weights, sums, has_out[:, None] & has_column[None, :])
         if BIAS:
-            begins = (tap == 0) & (in_block == 0)
+            begins = (tap_block == 0) & (in_block == 0)
             if begins:
-                tl.store(to + bias_at + first_out + out, total, has_out)
+                tl.store(to + bias_at + first_out + out, tl.sum(total, 1), has_out)
+
+
+@triton.jit
+def _tile(x, pixels, channels, inside, held, CHANNELS_LAST: tl.constexpr):
+    """[channels, pixels], read along the one that lies side by side."""
+    if CHANNELS_LAST:
+        at = pixels[:, None] + channels[None, :]
+        return tl.trans(tl.load(x + at, inside[:, None] & held[None, :], 0.0))
+    else:
+        at = pixels[None, :] + channels[:, None]
+        return tl.load(x + at, inside[None, :] & held[:, None], 0.0)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -123,9 +174,11 @@ def launch(grad, x, grad_weight, grad_bias, work: ConvWork, stride, dilation, *,
     most, least = (64, 16) if dot else (8, 1)
     out_block, in_block = padded(min(work.c_out, most), least), padded(min(work.c_in, most), least)
     out_blocks, in_blocks = triton.cdiv(work.c_out, out_block), triton.cdiv(work.c_in, in_block)
+    columns = WIDE_COLUMNS if dot else NARROW_SUMS // out_block
+    taps = min(max(1, columns // in_block), padded(work.k**2))
+    tap_blocks = triton.cdiv(work.k**2, taps)
     pixels = grad.shape[0] * grad.shape[2] * grad.shape[3]
-    taps = work.k**2
-    each = work.units * taps * out_blocks * in_blocks
+    each = work.units * tap_blocks * out_blocks * in_blocks
     # Several blocks a processor, but shares worth a block.
     wanted = triton.cdiv(8 * processors(x.device), each)
     count = max(1, min(wanted, triton.cdiv(pixels, 512)))
@@ -134,12 +187,15 @@ def launch(grad, x, grad_weight, grad_bias, work: ConvWork, stride, dilation, *,
     size = weights + (0 if grad_bias is None else grad.shape[1])
     parts = torch.empty((count, size), dtype=torch.float32, device=x.device)
     mean, scale, shift, activation = (x, x, x, None) if norm is None else norm
+    known_k, known_out, known_in = (work.k, work.c_out, work.c_in) if work.uniform else (0, 0, 0)
     with torch.cuda.device_of(x):
         conv_grad_weight_kernel[(each * count,)](
-            grad, x, parts, work.table, mean, scale, shift, work.units, taps, size, weights,
-            share, pixels, *x.shape[2:], *grad.shape[2:], *grad.stride(), *x.stride(),
-            STRIDE=stride, DILATION=dilation, K=work.k if work.uniform else 0,
+            grad, x, parts, work.table, mean, scale, shift, work.units, size, weights, share,
+            pixels, *x.shape[2:], *grad.shape[2:], *grad.stride(), *x.stride(),
+            STRIDE=stride, DILATION=dilation, K=known_k, OUT=known_out, IN=known_in,
             OUT_BLOCK=out_block, OUT_BLOCKS=out_blocks, IN_BLOCK=in_block, IN_BLOCKS=in_blocks,
+            TAPS=taps, TAP_BLOCKS=tap_blocks,
+            X_ALIGNED=aligned(x, known_in), G_ALIGNED=aligned(grad, known_out),
             DOT=dot, NORM=activation, BIAS=grad_bias is not None,
             CHANNELS_LAST=x.stride(1) == 1, PRECISION=precision(x.dtype),
             WIDEN=INTERPRETED and x.dtype != torch.float32,
