@@ -12,18 +12,21 @@ from .work import conv_work
 
 def level(
     x, weight, bias, units, stride, dilation, activation, *, norm=None, moments=False,
-    residual=None, residual_activation="identity",
+    residual=None, residual_activation="identity", like=None,
 ):  # fmt: skip
     """One level: convolution, bias, activation, and the residual with its activation.
 
     ``norm`` is applied to ``x`` as it is loaded, before the padding. With ``moments`` also returns
     those of the output before ``activation``: float32 [3, tiles, channels], each tile's count, mean
-    and sum of squared distances from that mean.
+    and sum of squared distances from that mean. The output has the memory format of ``like``, by
+    default that of ``x``: what lies between levels may have one channel, which shows none.
     """
     work = conv_work(units, x.device)
     _, k, pad, _ = next(conv_rows(units, 1))
     height, width = (conv_size(s, k, pad, stride, dilation) for s in x.shape[2:])
-    y = empty_like_format(x, (x.shape[0], sum(_outs(units)), height, width))
+    y = empty_like_format(
+        x if like is None else like, (x.shape[0], sum(_outs(units)), height, width)
+    )
     parts = triton.cdiv(
         x.shape[0] * height * width, conv_level.moments_block(conv_level.uses_dot(work, x.dtype))
     )
@@ -38,9 +41,9 @@ def level(
     return (y, found) if moments else y
 
 
-def grad_input(grad, weight, input_size, units, stride, dilation):
-    """Gradient of a level's input."""
-    grad_x = empty_like_format(grad, input_size)
+def grad_input(grad, weight, input_size, units, stride, dilation, *, like=None):
+    """Gradient of a level's input, in the memory format of ``like``, by default ``grad``'s."""
+    grad_x = empty_like_format(grad if like is None else like, input_size)
     if grad.numel() == 0:
         return grad_x.zero_()
     if grad_x.numel() > 0:
@@ -90,6 +93,6 @@ def _backward(grad, x, weight, units, stride, dilation):
 OPERATORS = {
     "stacked_conv2d": _forward,
     "stacked_conv2d_grad_input": grad_input,
-    "stacked_conv2d_grad_weight": lambda *args: grad_weight(*args),
+    "stacked_conv2d_grad_weight": grad_weight,
     "stacked_conv2d_backward": _backward,
 }

@@ -2,8 +2,8 @@
 
 A program takes one unit, some of its taps and channels on both sides, and a share of all output
 pixels, and writes its sums to a workspace; a second launch adds the shares in their order. The
-gradient is read once for all of a program's taps. Wide units go through ``tl.dot``; of narrow ones a
-thread keeps all sums of its pixels, which are added up at the end.
+gradient is read once for all of a program's taps. Wide units go through ``tl.dot``; of narrow ones
+a thread keeps all sums of its pixels, which are added up at the end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WIDE_COLUMNS = 64
 
 
 def _candidates(configs, given):
-    """Of narrow units' sums larger tiles may take more registers than there are: small ones first."""
+    """Larger tiles of narrow units' sums may take more registers than there are: small first."""
     return configs if given["DOT"] else configs[::-1]
 
 

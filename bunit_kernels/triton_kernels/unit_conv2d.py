@@ -10,13 +10,14 @@ def _forward(
     x, weights, biases, residual, units, stride, dilation, activation, out_activation,
     residual_activation,
 ):  # fmt: skip
-    depth = len(weights)
+    depth, given = len(weights), x
     for i, weight in enumerate(weights):
         last = i == depth - 1
         x = conv2d.level(
             x, weight, biases[i] if biases else None, conv_level(units, depth, i),
             stride if i == 0 else 1, dilation, out_activation if last else activation,
             residual=residual if last else None, residual_activation=residual_activation,
+            like=given,
         )  # fmt: skip
     return x
 

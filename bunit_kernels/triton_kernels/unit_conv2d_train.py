@@ -22,7 +22,7 @@ def _forward(
         rows = conv_level(units, len(weights), i)
         y, moments = conv2d.level(
             y, weight, None, rows, stride if i == 0 else 1, dilation, "identity", norm=norm,
-            moments=True,
+            moments=True, like=x,
         )  # fmt: skip
         pre_norms.append(y)
         if y.numel() == 0:
@@ -64,7 +64,7 @@ def _backward(
         grad_weights[i], _ = conv2d.grad_weight(
             grad, before, weights[i].shape, rows, step, dilation, norm=norm, bias=False
         )
-        grad = conv2d.grad_input(grad, weights[i], before.shape, rows, step, dilation)
+        grad = conv2d.grad_input(grad, weights[i], before.shape, rows, step, dilation, like=x)
     return grad, grad_weights, affine
 
 
