@@ -321,9 +321,28 @@ def _einsum(x, units, steps):
     return h.reshape(x.shape[0], -1)
 
 
+def _grouped_mm(x, units, steps):
+    h = x.view(x.shape[0], units, -1).transpose(0, 1)
+    for weight, bias, activation in steps:
+        h = F.grouped_mm(h, weight.transpose(1, 2)) + bias.unsqueeze(1)
+        h = h if activation is None else activation(h)
+    return h.transpose(0, 1).reshape(x.shape[0], -1)
+
+
 LINEAR = {"family": "library", "kinds": ("linear",), "uniform": True}
 peer("bmm", **LINEAR)(_batched(_bmm))
 peer("einsum", **LINEAR)(_batched(_einsum))
+
+
+@peer("grouped_mm", **LINEAR)
+def grouped_mm(case):
+    made = _batched(_grouped_mm)(case)
+    try:
+        with made.mode():
+            made.run()
+    except RuntimeError as error:  # it has wishes as to dtypes, widths and strides
+        raise Unsupported(str(error).splitlines()[0]) from error
+    return made
 
 
 @peer("compile bmm", directions="eval", effort="default", **LINEAR)

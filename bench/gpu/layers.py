@@ -15,6 +15,8 @@ from bunit_kernels.backends import BackendUnavailable
 
 peer("cuda", "ours")(_ours("cuda"))
 peer("cuda channels_last", "ours", kinds=("conv",))(_ours("cuda", last=True))
+peer("triton", "ours")(_ours("triton"))
+peer("triton channels_last", "ours", kinds=("conv",))(_ours("triton", last=True))
 
 #: Relative error (2-norm) against the loop in float32: outputs, gradients. Peers may use TF32, as
 #: PyTorch lets cuDNN by default; rounding to 16 bits flips activations near zero, which moves
