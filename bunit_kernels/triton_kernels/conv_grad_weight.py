@@ -25,7 +25,7 @@ KEY = (
     "CHANNELS_LAST",
 )  # fmt: skip
 #: Sums of a narrow unit that a thread keeps for each of its pixels.
-NARROW_SUMS = 64
+NARROW_SUMS = 32
 #: Columns (taps times channels) of a wide unit's tile.
 WIDE_COLUMNS = 64
 

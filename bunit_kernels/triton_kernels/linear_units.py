@@ -7,6 +7,8 @@ to zero again behind each level: a NaN there would reach the others.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import triton
 import triton.language as tl
@@ -33,7 +35,7 @@ def _backward_candidates(configs, given):
     time, as also for the sums of wide units. Others than these spill."""
     if given["x"].dtype == torch.float32:
         fit = ((16, 4), (32, 8))
-    elif given["DEPTH"] * max(given[f"W{i}"] for i in range(5)) > 128:
+    elif max(given[f"W{i}"] for i in range(5)) >= 64:
         fit = ((32, 8), (16, 8))
     else:
         fit = ((32, 4), (64, 4), (64, 8))
@@ -219,6 +221,12 @@ def backward_kernel(
 def takes(depth: int, widths, dtype: torch.dtype) -> bool:
     """Whether units fit the registers: else they go level by level."""
     return depth <= MOST_LEVELS and max(widths) <= (32 if dtype == torch.float32 else 64)
+
+
+def takes_backward(widths) -> bool:
+    """Whether also the sums of all weights' gradients of a unit of ``widths`` fit them."""
+    sides = [padded(width, 16) for width in widths]
+    return sum(a * b for a, b in pairwise(sides)) <= 2048
 
 
 def forward(x, weights, biases, units, activation, out_activation):

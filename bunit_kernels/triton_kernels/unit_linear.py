@@ -21,7 +21,11 @@ def _forward(x, weights, biases, units, activation, out_activation):
 
 
 def _backward(grad, x, weights, biases, units, activation, out_activation):
-    if _fit(units, len(weights), x.dtype):
+    depth = len(weights)
+    largest = [
+        max(widths) for widths in zip(*(w for _, w in linear_rows(units, depth)), strict=True)
+    ]
+    if _fit(units, depth, x.dtype) and linear_units.takes_backward(largest):
         return linear_units.backward(grad, x, weights, biases, units, activation, out_activation)
     return backward_by_level(
         torch.ops.bunit_triton, grad, x, weights, biases, units, activation, out_activation
