@@ -14,7 +14,8 @@ from bunit_kernels.backends.triton import Triton
 DTYPES = (torch.float32, torch.bfloat16)
 FORMATS = (torch.contiguous_format, torch.channels_last)
 CONVS = (("2-4-2", 8, 1), ("16-32-32", 4, 1), ("16-16-16", 4, 2), (PAPER_POOL[:3], None, 1))
-LINEARS = (("4-8-4", 8), ("16-32-16", 8), ("64-64-64", 4), ("16-64-16", 4), (("4-8-4", "16-64-2"), None))
+UNIFORM = (("4-8-4", 8), ("16-32-16", 8), ("64-64-64", 4), ("16-64-16", 4))
+LINEARS = (*UNIFORM, (("4-8-4", "16-64-2"), None))
 
 
 def run() -> Iterator[str]:
