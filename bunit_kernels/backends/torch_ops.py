@@ -5,6 +5,8 @@ This is also the form that exports to ONNX.
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import torch
 import torch.nn.functional as F
 
@@ -65,21 +67,32 @@ def _product(x, weight, bias):
 
 def _by_kind(op, x, weight, bias, level, dim):
     """Runs ``op(x, weight, bias, units)`` once for each kind of unit, on that kind's channels
-    gathered, and puts the outputs back in the units' order."""
+    gathered, and puts the outputs back in the units' order. Equal neighbours stay together."""
     kinds = level.kinds()
     if len(kinds) == 1:
         return op(x, weight, bias, range(len(level.blocks)))
-    xs = x.split(level.in_widths, dim)
-    ws = level.unpack(weight)
-    bs = None if bias is None else bias.split(level.out_widths)
-    outputs = [None] * len(level.blocks)
-    for (_, c_out, _), units in kinds.items():
+    runs = [(block, sum(1 for _ in units)) for block, units in groupby(level.blocks)]
+    xs = x.split([count * c_in for (c_in, _, _), count in runs], dim)
+    ws = weight.reshape(-1).split([count * _weights(block) for block, count in runs])
+    bs = None if bias is None else bias.split([count * c_out for (_, c_out, _), count in runs])
+    outputs = [None] * len(runs)
+    for block, units in kinds.items():
+        (c_in, c_out, k), own = block, [i for i, (other, _) in enumerate(runs) if other == block]
         y = op(
-            torch.cat([xs[u] for u in units], dim),
-            torch.cat([ws[u] for u in units]),
-            None if bs is None else torch.cat([bs[u] for u in units]),
+            _joined([xs[i] for i in own], dim),
+            _joined([ws[i] for i in own]).view(-1, c_in, *(() if k is None else (k, k))),
+            None if bs is None else _joined([bs[i] for i in own]),
             units,
         )
-        for u, y_u in zip(units, y.split(c_out, dim), strict=True):
-            outputs[u] = y_u
+        for i, y_i in zip(own, y.split([runs[i][1] * c_out for i in own], dim), strict=True):
+            outputs[i] = y_i
     return torch.cat(outputs, dim)
+
+
+def _weights(block):
+    c_in, c_out, k = block
+    return c_in * c_out * (1 if k is None else k * k)
+
+
+def _joined(parts, dim=0):
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
