@@ -71,6 +71,16 @@ def test_nan_and_infinity_stay_in_their_unit(units, value):
     assert not y.isfinite().all() and y[:, layer.units[0].widths[-1] :].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("size", "width"), [((1 << 11, 2, 1 << 10, 1 << 10), 2), ((1, 8, 30000, 30000), 4)]
+)
+def test_more_than_32_bits_count_is_refused(size, width):
+    """Before any kernel runs, with what was given; many more channels are no trouble."""
+    with pytest.raises(ValueError, match="2\\^31 pixels.*got a tensor of shape"):
+        conv_level.check_size(torch.empty(size, device="meta"), width)
+    conv_level.check_size(torch.empty((1, 4096, 30000, 30000), device="meta"), 2)
+
+
 def test_every_configuration_gives_the_same(monkeypatch):
     """What is measured on a GPU to be the fastest may be any of them."""
     case = ConvCase("3-5", 1, size=(3, 9, 10), stride=2)

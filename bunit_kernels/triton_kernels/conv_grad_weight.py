@@ -12,7 +12,16 @@ import torch
 import triton
 import triton.language as tl
 
-from .conv_level import VARYING, aligned, normed, padded, precision, source_pixel, uses_dot
+from .conv_level import (
+    VARYING,
+    aligned,
+    check_size,
+    normed,
+    padded,
+    precision,
+    source_pixel,
+    uses_dot,
+)
 from .tuning import INTERPRETED, tuned
 from .work import ConvWork, processors
 
@@ -170,6 +179,8 @@ def add_parts(parts: torch.Tensor, to: torch.Tensor, first: int) -> None:
 
 def launch(grad, x, grad_weight, grad_bias, work: ConvWork, stride, dilation, *, norm=None):
     """Fills ``grad_weight`` and, where it is given, ``grad_bias``."""
+    check_size(x, work.c_in)
+    check_size(grad, work.c_out)
     dot = uses_dot(work, x.dtype)
     most, least = (64, 16) if dot else (8, 1)
     out_block, in_block = padded(min(work.c_out, most), least), padded(min(work.c_in, most), least)

@@ -255,12 +255,25 @@ def aligned(x: torch.Tensor, width: int) -> int:
     return math.gcd(n, h, w, width, 16 // x.element_size()) if c == 1 and width > 0 else 1
 
 
+def check_size(image: torch.Tensor, width: int) -> None:
+    """Raises ValueError where 32 bits do not count the pixels of all images or the elements from a
+    unit's first channel to its last; what is longer is counted in 64."""
+    n, _, h, w = image.shape
+    if n * h * w >= 1 << 31 or (width - 1) * image.stride(1) >= 1 << 31:
+        raise ValueError(
+            f"backend 'triton' takes up to 2^31 pixels, and units whose channels lie within 2^31 "
+            f"elements, got a tensor of shape {tuple(image.shape)} and a unit of {width} channels"
+        )
+
+
 def launch(
     x, weight, bias, y, work: ConvWork, stride, dilation, activation, *, transposed=False,
     norm=None, moments=None, residual=None, residual_activation=None,
 ):  # fmt: skip
     """Fills ``y`` from ``x``; ``residual`` has the strides of ``y``."""
     c_from, c_to = (work.c_out, work.c_in) if transposed else (work.c_in, work.c_out)
+    check_size(x, c_from)
+    check_size(y, c_to)
     dot = uses_dot(work, x.dtype)
     from_block = padded(min(c_from, 64), 16)
     to_block = padded(min(c_to, 64), 16) if dot else padded(min(c_to, 16))
