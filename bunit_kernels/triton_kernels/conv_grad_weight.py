@@ -93,7 +93,7 @@ def conv_grad_weight_kernel(
             acc = tl.zeros([OUT_BLOCK, COLUMNS], tl.float32)
         else:
             acc = tl.zeros([OUT_BLOCK, COLUMNS, BLOCK], tl.float32)
-        total = tl.zeros([OUT_BLOCK, BLOCK], tl.float32)
+        total = tl.zeros([OUT_BLOCK], tl.float32)
         end = tl.minimum((part + 1) * share, pixels)
         for first in range(part * share, end, BLOCK):
             pixel = first + tl.arange(0, BLOCK)
@@ -125,7 +125,7 @@ def conv_grad_weight_kernel(
             if NORM is not None:
                 v = normed(v, reached, m, s, b, v.dtype, NORM)
             if BIAS:
-                total += g.to(tl.float32)
+                total += tl.sum(g.to(tl.float32), 1)
             if DOT:
                 g = g.to(v.dtype)
                 if WIDEN:
@@ -142,7 +142,7 @@ def conv_grad_weight_kernel(
         if BIAS:
             begins = (tap_block == 0) & (in_block == 0)
             if begins:
-                tl.store(to + bias_at + first_out + out, tl.sum(total, 1), has_out)
+                tl.store(to + bias_at + first_out + out, total, has_out)
 
 
 @triton.jit
@@ -182,8 +182,9 @@ def launch(grad, x, grad_weight, grad_bias, work: ConvWork, stride, dilation, *,
     check_size(x, work.c_in)
     check_size(grad, work.c_out)
     dot = uses_dot(work, x.dtype)
-    most, least = (64, 16) if dot else (8, 1)
-    out_block, in_block = padded(min(work.c_out, most), least), padded(min(work.c_in, most), least)
+    most_out, most_in, least = (32, 64, 16) if dot else (8, 8, 1)
+    out_block = padded(min(work.c_out, most_out), least)
+    in_block = padded(min(work.c_in, most_in), least)
     out_blocks, in_blocks = triton.cdiv(work.c_out, out_block), triton.cdiv(work.c_in, in_block)
     columns = WIDE_COLUMNS if dot else NARROW_SUMS // out_block
     taps = min(max(1, columns // in_block), padded(work.k**2))

@@ -22,7 +22,7 @@ from .work import ConvWork
 
 CONFIGS = [
     triton.Config({"BLOCK": block}, num_warps=warps, num_stages=2)
-    for block, warps in ((128, 4), (256, 4), (512, 4), (64, 2), (64, 4))
+    for block, warps in ((128, 4), (256, 4), (512, 4), (64, 4), (64, 2))
 ]
 KEY = (
     "STRIDE", "DILATION", "K", "FROM", "TO", "FROM_BLOCK", "TO_BLOCK", "DOT", "TRANSPOSED", "NORM",
@@ -40,8 +40,10 @@ def moments_block(dot: bool) -> int:
 
 
 def _candidates(configs, given):
-    if given["DOT"]:  # sums are to stay in registers: smaller tiles first
+    if given["DOT"]:  # sums are to stay in registers: smaller tiles first, wide loads by few warps
         configs = [c for c in configs[::-1] if c.kwargs["BLOCK"] <= 128]
+        if not given["CHANNELS_LAST"]:
+            configs.sort(key=lambda config: (config.kwargs["BLOCK"], -config.num_warps))
     if given["MOMENTS"]:
         return [c for c in configs if c.kwargs["BLOCK"] == moments_block(given["DOT"])]
     return configs
