@@ -71,27 +71,24 @@ def _by_kind(op, x, weight, bias, level, dim):
     kinds = level.kinds()
     if len(kinds) == 1:
         return op(x, weight, bias, range(len(level.blocks)))
-    runs = [(block, sum(1 for _ in units)) for block, units in groupby(level.blocks)]
-    xs = x.split([count * c_in for (c_in, _, _), count in runs], dim)
-    ws = weight.reshape(-1).split([count * _weights(block) for block, count in runs])
-    bs = None if bias is None else bias.split([count * c_out for (_, c_out, _), count in runs])
+    sized = groupby(zip(level.blocks, level.weight_sizes, strict=True))
+    runs = [(*block_and_size, len(list(units))) for block_and_size, units in sized]
+    out_widths = [count * c_out for (_, c_out, _), _, count in runs]
+    xs = x.split([count * c_in for (c_in, _, _), _, count in runs], dim)
+    ws = weight.reshape(-1).split([count * size for _, size, count in runs])
+    bs = None if bias is None else bias.split(out_widths)
     outputs = [None] * len(runs)
     for block, units in kinds.items():
-        (c_in, c_out, k), own = block, [i for i, (other, _) in enumerate(runs) if other == block]
+        (c_in, _, k), own = block, [i for i, (other, *_) in enumerate(runs) if other == block]
         y = op(
             _joined([xs[i] for i in own], dim),
             _joined([ws[i] for i in own]).view(-1, c_in, *(() if k is None else (k, k))),
             None if bs is None else _joined([bs[i] for i in own]),
             units,
         )
-        for i, y_i in zip(own, y.split([runs[i][1] * c_out for i in own], dim), strict=True):
+        for i, y_i in zip(own, y.split([out_widths[i] for i in own], dim), strict=True):
             outputs[i] = y_i
     return torch.cat(outputs, dim)
-
-
-def _weights(block):
-    c_in, c_out, k = block
-    return c_in * c_out * (1 if k is None else k * k)
 
 
 def _joined(parts, dim=0):
