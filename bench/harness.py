@@ -55,6 +55,7 @@ class Samples:
     seconds: list[float] = field(default_factory=list)
     faults: list[float] = field(default_factory=list)
     iterations: int = 1
+    peak_bytes: int | None = None  # see memory.py; None where it was not measured
 
     def add(self, seconds: float, faults: float) -> None:
         self.seconds.append(seconds)
@@ -75,18 +76,21 @@ class Samples:
             "rounds": len(seconds),
             "iterations": self.iterations,
             "faults": statistics.median(self.faults),
+            "peak_bytes": self.peak_bytes,
         }
 
 
-def worth_more(samples: dict[str, Samples]) -> list[str]:
-    """The variants that are not hopelessly slow."""
+def worth_more(samples: dict[str, Samples], variants: dict[str, Variant]) -> list[str]:
+    """Names of the variants that are not hopelessly slow."""
     medians = {name: statistics.median(s.seconds) for name, s in samples.items()}
     limit = HOPELESS * min(medians.values(), default=0)
-    return [name for name, t in medians.items() if t <= limit or not may_be_hopeless(name, t)]
+    return [
+        name for name, t in medians.items() if t <= limit or not may_be_hopeless(variants[name], t)
+    ]
 
 
-def may_be_hopeless(name: str, seconds: float) -> bool:
-    return seconds > SLOW_SECONDS and PEERS[name].family == "other"
+def may_be_hopeless(made: Variant, seconds: float) -> bool:
+    return seconds > SLOW_SECONDS and made.expendable
 
 
 @dataclass
@@ -107,6 +111,7 @@ def build(case: Case, names: list[str], checked: bool = True) -> Built:
     for name in names:
         try:
             made = PEERS[name].build(case)
+            made.expendable = PEERS[name].family == "other"
             if checked:
                 check(name, made, expected)
             else:
@@ -148,7 +153,9 @@ def measure(
     limit = best * (HOPELESS_IN_HASTE if haste else HOPELESS)
     for name, seconds in first.items():
         samples[name].iterations = max(1, min(100, int(SAMPLE_SECONDS / seconds)))
-    hopeless = {name for name, t in first.items() if t > limit and may_be_hopeless(name, t)}
+    hopeless = {
+        name for name, t in first.items() if t > limit and may_be_hopeless(variants[name], t)
+    }
     for name in hopeless:  # its warm-up is one of its two rounds
         samples[name].add(*warm_up[name])
     order = random.Random(0)
