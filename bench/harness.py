@@ -9,15 +9,13 @@ those that ours is to be compared with: the loop and the library's forms.
 
 **Fresh and mapped.** glibc gives large freed blocks back to the system, so that each large output
 is made of pages that the system must first map and clear: page faults, which can cost more than the
-arithmetic. That is what users see (*fresh*). The same code in a child process where glibc keeps
-freed blocks (``mallopt``: M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1) shows the kernels alone (*mapped*).
-Page faults a call are counted beside the times, so that both can be told to be what they are
-called.
+arithmetic. That is what users see (*fresh*). The same code in a child process that keeps freed
+blocks (``bunit_kernels.memory``) shows the kernels alone (*mapped*). Page faults a call are counted
+beside the times, so that both can be told to be what they are called.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import random
 import resource
@@ -201,20 +199,6 @@ def _synchronise(device: str) -> None:
 
 def _page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-def keep_memory_mapped() -> bool:
-    """Makes glibc keep all freed memory in this process; ``False`` where there is no glibc.
-
-    M_MMAP_MAX=0 and not a large M_MMAP_THRESHOLD, because glibc refuses thresholds above 32 MiB.
-    """
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    settings = ((m_mmap_max, 0), (m_trim_threshold, -1), (m_arena_max, 1))
-    return all(mallopt(name, value) == 1 for name, value in settings)
 
 
 def quiet_warnings() -> None:
