@@ -8,7 +8,8 @@ from .. import backends
 from . import report as reporting
 from .checkpoint import build_model, check_data, check_model
 from .errors import UserError, first_line
-from .loop import Feed, Learner
+from .feed import Feed
+from .loop import Learner
 from .prepare import prepare_device, read_data
 from .settings import Settings
 

@@ -13,8 +13,9 @@ from ..models import create_model, dense_counterpart
 from . import report as reporting
 from .checkpoint import check_data, check_model, load_checkpoint, load_weights, save_checkpoint
 from .errors import UserError, first_line, require
+from .feed import Feed
 from .files import write_json
-from .loop import Feed, Learner
+from .loop import Learner
 from .prepare import make_folder, prepare_device, read_data
 from .progress import Progress
 from .settings import Settings
