@@ -75,7 +75,8 @@ class Learner:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        likeliest = labels.argmax(1) if labels.ndim == 2 else labels  # of probabilities: mixup
+        return loss.detach(), (logits.detach().argmax(1) == likeliest).sum()
 
     def train_epoch(self, feed: Feed, tick: Callable[[], None]) -> dict:
         """Trains for the next epoch and returns its figures.
