@@ -17,6 +17,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from tiny_runs import images, tiny  # noqa: F401
+
 from bunit_kernels import backends
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from .data import ImageData
 from .errors import UserError
 from .files import write_atomically
 
-_FORMAT = 1
+_FORMAT = 2
 _TYPES = {
     "format": int,
     "model": str,
@@ -21,6 +23,8 @@ _TYPES = {
     "optimizer": dict,
     "scaler": dict,
     "history": list,
+    "batches": int,
+    "totals": torch.Tensor,
     "settings": dict,
     "shape": list,
     "classes": list,
@@ -31,8 +35,26 @@ _TYPES = {
 
 def save_checkpoint(path: Path, content: dict) -> None:
     """Writes a checkpoint, whole or not at all; only tensors and plain values are in it, so that
-    ``torch.load(weights_only=True)`` reads it."""
-    write_atomically(path, lambda file: torch.save({"format": _FORMAT, **content}, file))
+    ``torch.load(weights_only=True)`` reads it.
+
+    Raises:
+        OSError: it cannot be written; a checkpoint that was there before stays as it was.
+    """
+    buffer = io.BytesIO()  # torch.save would turn a full disk into a RuntimeError of its own
+    torch.save({"format": _FORMAT, **content}, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def save_weights(path: Path, state: dict, description: dict) -> None:
+    """Writes weights alone as safetensors, whole or not at all, for programs that need nothing
+    else; ``description`` goes into the file's metadata, each value as JSON."""
+    from safetensors.torch import save
+
+    content = save(
+        {name: value.contiguous() for name, value in state.items()},
+        {name: json.dumps(value) for name, value in description.items()},
+    )
+    write_atomically(path, lambda file: file.write(content))
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -81,21 +103,26 @@ def check_data(content: dict, path: Path, data: ImageData) -> None:
             raise UserError(f"checkpoint {path} is for {what} {saved}, {data.name} has {given}")
 
 
-def load_weights(model: nn.Module, content: dict, path: Path) -> None:
+def best_weights(content: dict) -> dict:
+    """A checkpoint's weights to infer with: the moving average where there is one."""
+    return content["state"] if content.get("average") is None else content["average"]
+
+
+def load_weights(model: nn.Module, state: dict, path: Path) -> None:
     """Puts a checkpoint's weights into ``model``.
 
     Raises:
         UserError: the model has other parameters.
     """
     try:
-        model.load_state_dict(content["state"])
+        model.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"checkpoint {path} does not fit the model: {reason}") from error
 
 
-def build_model(content: dict, path: Path) -> nn.Module:
-    """The network of a checkpoint, with its weights.
+def build_model(content: dict, path: Path, state: dict) -> nn.Module:
+    """The network of a checkpoint, with the weights ``state`` of it.
 
     Raises:
         UserError: this version does not know the model, or builds it otherwise.
@@ -104,5 +131,5 @@ def build_model(content: dict, path: Path) -> nn.Module:
         model = create_model(content["model"], **content["arguments"])
     except (TypeError, ValueError) as error:
         raise UserError(f"cannot build the model of checkpoint {path}: {error}") from error
-    load_weights(model, content, path)
+    load_weights(model, state, path)
     return model

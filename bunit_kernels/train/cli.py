@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,10 +16,12 @@ from .. import __version__, backends
 from ..models import list_models
 from .augment import AUGMENTATIONS
 from .checkpoint import load_checkpoint
+from .distributed import find_processes, joined
 from .errors import TrainingError, UserError
 from .evaluate import evaluate
+from .prepare import prepare_device
 from .run import METRICS, Run
-from .settings import AMP_TYPES, Settings
+from .settings import AMP_TYPES, OPTIMIZERS, Settings
 
 PROGRAM = "python -m bunit_kernels.train"
 _DEFAULTS = Settings()
@@ -52,16 +55,26 @@ def _run(options: argparse.Namespace) -> int:
         chosen = nullcontext() if settings.backend is None else backends.backend(settings.backend)
     except (ValueError, backends.BackendUnavailable) as error:
         raise UserError(str(error)) from error
-    with chosen:
-        if options.eval_only:
+    processes = find_processes()
+    if options.eval_only:
+        with chosen:
             evaluate(settings, options.checkpoint, load_checkpoint(options.checkpoint))
-            return 0
+        return 0
+    folder = options.resume or options.out
+    if processes.world > 1 and folder is None:
+        raise UserError("several processes need an --out, the same in each of them")
+    # Started again by torchrun with the same command: on with what is there.
+    again = processes.restarts > 0 and (folder / METRICS).is_file()
+    device = prepare_device(settings, processes.local_rank)
+    with chosen, joined(processes, device):
         run = Run(
             settings,
-            folder=options.resume or options.out,
-            resume=options.resume is not None,
-            checkpoint=options.checkpoint,
+            device,
+            folder=folder,
+            resume=options.resume is not None or again,
+            checkpoint=None if again else options.checkpoint,
             quiet=options.quiet,
+            processes=processes,
         )
         try:
             run.train()
@@ -175,14 +188,27 @@ def _add_task(group) -> None:
 
 def _add_recipe(group) -> None:
     _option(group, "epochs", "passes over the training images", type=int)
-    _option(group, "batch_size", "images a step", type=int)
-    _option(group, "lr", "learning rate of SGD; falls to 0 as half a cosine", type=float)
+    _option(group, "batch_size", "images a batch, in each process", type=int)
+    _option(group, "accumulate", "batches a step", type=int, metavar="N")
+    _option(group, "optimizer", "sgd or adamw", choices=OPTIMIZERS)
+    _option(group, "lr", "learning rate; falls to 0 as half a cosine", type=float)
     _option(group, "momentum", "of SGD", type=float)
     _option(group, "nesterov", "Nesterov's momentum")
     _option(group, "weight_decay", "on weights, not on biases and norms", type=float)
     _option(group, "warmup_epochs", "of linear warm-up", type=float)
     _option(group, "label_smoothing", "of the cross entropy", type=float)
     _option(group, "mixup", "parameter alpha of mixup, such as 0.2; 0: none", type=float)
+    _option(group, "clip_norm", "largest norm of a step's gradient", type=float, metavar="NORM")
+    _option(
+        group,
+        "ema",
+        "decay of a moving average of the weights, such as 0.999, which is then what is tested",
+        type=float,
+        metavar="DECAY",
+    )
+    _option(group, "teacher", "checkpoint of a network to learn from", metavar="FILE")
+    _option(group, "teacher_weight", "share of the teacher in the loss", type=float)
+    _option(group, "temperature", "of the teacher's and the student's logits", type=float)
     _option(group, "seed", "of the weights, the order and the variation", type=int)
     _option(group, "beta", "weight of the saving in TCA and TSA", type=float)
 
@@ -217,6 +243,14 @@ def _add_machine(group) -> None:
 
 
 def _add_files(group) -> None:
+    _option(
+        group,
+        "save_every",
+        "steps between checkpoints within an epoch; without it there is one after each epoch",
+        type=int,
+        metavar="N",
+    )
+    _option(group, "tensorboard", "write curves for TensorBoard into the run's folder")
     group.add_argument(
         "--out",
         type=Path,
@@ -258,5 +292,7 @@ class _ModelArgument(argparse.Action):
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK")
+    where = PROGRAM if rank is None else f"{PROGRAM}, process {rank}"
+    print(f"{where}: {message}", file=sys.stderr)
     return code

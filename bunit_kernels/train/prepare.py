@@ -8,13 +8,17 @@ from pathlib import Path
 
 import torch
 
+from ..memory import keep_freed_memory
 from .data import ImageData, load_data
 from .errors import UserError, first_line
 from .settings import Settings
 
 
-def prepare_device(settings: Settings) -> torch.device:
+def prepare_device(settings: Settings, local_rank: int = 0) -> torch.device:
     """Finds the device and sets what torch keeps for the whole process.
+
+    Args:
+        local_rank: of several processes on this machine; each takes a GPU of its own.
 
     Raises:
         UserError: no such device.
@@ -25,6 +29,11 @@ def prepare_device(settings: Settings) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read as CUDA starts
         torch.use_deterministic_algorithms(True)
     device = find_device(settings.device)
+    if device.type == "cuda" and device.index is None:
+        device = find_device(f"cuda:{local_rank}")
+        torch.cuda.set_device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not settings.deterministic
     return device
@@ -60,7 +69,7 @@ def read_data(settings: Settings) -> ImageData:
 
 
 def make_folder(folder: Path | None, settings: Settings, resume: bool) -> Path:
-    """The run's folder, made if it is not there.
+    """The run's folder, made if it is not there. With ``resume`` it holds the run to go on with.
 
     Raises:
         UserError: it cannot be made or written to, or holds another run.

@@ -26,7 +26,7 @@ from .settings import Settings
 _ROUNDS = 20  # of the timing at the end; the median is printed
 
 
-def versions(device: torch.device) -> dict[str, str]:
+def versions(device: torch.device, processes: int = 1) -> dict[str, str]:
     """What a figure depends on besides the settings."""
     found = {
         "bunit_kernels": __version__,
@@ -35,6 +35,7 @@ def versions(device: torch.device) -> dict[str, str]:
         "platform": platform.platform(),
         "device": _device_name(device),
         "threads": str(torch.get_num_threads()),
+        "processes": str(processes),
     }
     if device.type == "cuda":
         found["cuda"] = str(torch.version.cuda)
@@ -73,11 +74,13 @@ def time_inference(learners: list[Learner], feed: Feed) -> dict[str, float]:
     )
 
 
-def run_report(data: ImageData, settings: Settings, device: torch.device, backend: str) -> dict:
+def run_report(
+    data: ImageData, settings: Settings, device: torch.device, backend: str, processes: int
+) -> dict:
     """The metrics file's content before the first epoch: what is trained, on what, with what."""
     return {
         "settings": settings.to_dict(),
-        "versions": versions(device),
+        "versions": versions(device, processes),
         "backend": backend,
         "data": {
             "name": data.name,

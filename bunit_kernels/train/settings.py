@@ -14,6 +14,7 @@ from .data.load import BUILTIN
 from .errors import UserError
 
 AMP_TYPES = ("bfloat16", "float16")
+OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Settings:
     limit: int | None = None
     epochs: int = 30
     batch_size: int = 64
+    accumulate: int = 1
+    optimizer: str = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
     nesterov: bool = False
@@ -41,6 +44,11 @@ class Settings:
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
     mixup: float = 0.0
+    clip_norm: float | None = None
+    ema: float | None = None
+    teacher: str | None = None
+    teacher_weight: float = 0.5
+    temperature: float = 4.0
     seed: int = 0
     device: str = "auto"
     backend: str | None = None
@@ -50,10 +58,15 @@ class Settings:
     deterministic: bool = False
     threads: int | None = None
     workers: int | None = None
+    save_every: int | None = None
+    tensorboard: bool = False
     beta: float = 1.0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "image_size", "limit", "threads", "workers"):
+        for name in (
+            "epochs", "batch_size", "accumulate", "image_size", "limit", "threads", "workers",
+            "save_every",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{_option(name)} must be at least 1, got {value}")
@@ -64,14 +77,18 @@ class Settings:
             ("warmup_epochs", 0, math.inf),
             ("label_smoothing", 0, 1),
             ("mixup", 0, math.inf),
+            ("ema", 0, 1),
+            ("teacher_weight", 0, math.nextafter(1, 2)),
             ("seed", 0, 2**48),
         ):
             value = getattr(self, name)
-            if not low <= value < high:
+            if value is not None and not low <= value < high:
                 limit = "" if high == math.inf else f" and below {high}"
                 raise UserError(f"{_option(name)} must be at least {low}{limit}, got {value}")
-        if not 0 < self.beta < math.inf:
-            raise UserError(f"--beta must be above 0, got {self.beta}")
+        for name in ("beta", "clip_norm", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{_option(name)} must be above 0, got {value}")
         if self.nesterov and self.momentum == 0:
             raise UserError("--nesterov needs a --momentum above 0")
         try:
@@ -81,6 +98,7 @@ class Settings:
         for name, value, known in (
             ("augment", self.augment, AUGMENTATIONS),
             ("amp", self.amp, (None, *AMP_TYPES)),
+            ("optimizer", self.optimizer, OPTIMIZERS),
         ):
             if value not in known:
                 names = ", ".join(str(k) for k in known if k is not None)
