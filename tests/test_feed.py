@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -243,9 +245,17 @@ def test_broken_image_is_named_as_it_is_met(folder):
 
 
 def test_worker_that_dies(folder):
-    batches = streamed(folder, batch_size=2, workers=1).training(0)
-    next(batches)
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    feed = streamed(folder, batch_size=40, workers=1)
+    path = folder / "train" / "dog" / "3.jpg"
+    path.unlink()
+    os.mkfifo(path)  # nobody writes to it, so that the worker waits until it is killed
+
+    def kill():
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    timer = threading.Timer(1.0, kill)
+    timer.start()
     with pytest.raises(TrainingError, match="decoding images failed: DataLoader worker"):
-        list(batches)
+        next(feed.training(0))
+    timer.join()
