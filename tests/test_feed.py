@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import threading
@@ -12,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from image_files import cut, image_folder, noise
 
+from bunit_kernels.train import main
 from bunit_kernels.train.augment import draw_variations, mixup, resolve, shift_padding, vary
 from bunit_kernels.train.data import ImageData, LabelledImages, load_data
+from bunit_kernels.train.data.__main__ import main as check_data
 from bunit_kernels.train.data.decode import decode
 from bunit_kernels.train.data.stream import TEST_MARGIN
 from bunit_kernels.train.errors import TrainingError, UserError
@@ -259,3 +262,29 @@ def test_worker_that_dies(folder):
     with pytest.raises(TrainingError, match="decoding images failed: DataLoader worker"):
         next(feed.training(0))
     timer.join()
+
+
+def test_training_on_a_stream_with_mixup(folder, tmp_path, capsys):
+    options = [
+        *("--data", str(folder), "--image-size", "12", "--stream", "--mixup", "0.2"),
+        *("--epochs", "1", "--batch-size", "8", "--workers", "1", "--threads", "1", "--quiet"),
+        *("--out", str(tmp_path / "run"), "--no-dense"),
+        *("--model-arg", "num_units=2", "--model-arg", "pool=['1-2-1', '2-1-2']"),
+    ]
+    assert main(options) == 0
+    assert "40 training and 10 test images, 3x12x12, 2 classes" in capsys.readouterr().out
+    assert main(["--resume", str(tmp_path / "run"), "--epochs", "2"]) == 0
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert history["settings"]["stream"] and history["settings"]["mixup"] == 0.2
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_data_sets_are_checked_from_the_command_line(folder, capsys, stream):
+    options = [str(folder), "--image-size", "12", "--workers", "1", stream]
+    assert check_data(options) == 0
+    output = capsys.readouterr().out
+    assert "40 training and 10 test images" in output
+    assert "training images of a class: from 20 (cat) to 20 (cat)" in output
+    cut(folder / "val" / "dog" / "1.jpg", 300)
+    assert check_data(options) == 2
+    assert "1.jpg" in capsys.readouterr().err
