@@ -11,19 +11,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_files import cut, image_folder, noise
 
-from bunit_kernels.train.augment import augment, random_crop, random_flip, resolve
 from bunit_kernels.train.data import ImageData, LabelledImages, load_data
 from bunit_kernels.train.data.images import channel_statistics, split_by_class
 from bunit_kernels.train.errors import UserError
-
-rng = np.random.default_rng(0)
-
-
-def noise(*shape) -> np.ndarray:
-    return rng.integers(0, 256, shape, np.uint8)
-
 
 # --- what needs no file ---------------------------------------------------------------------------
 
@@ -108,9 +100,9 @@ def test_idx_folder_and_file(mnist):
     "damage, message",
     [
         (lambda f: (f / "t10k-labels.idx1-ubyte").unlink(), r"lacks MNIST's file \*t10k\*labels"),
-        (lambda f: _cut(f / "t10k-images.idx3-ubyte", 50), "t10k-images.* is cut short or damaged"),
-        (lambda f: _cut(f / "t10k-images.idx3-ubyte", 10), "t10k-images.* is no idx file"),
-        (lambda f: _cut(f / "train-images-idx3-ubyte.gz", 900), "cannot read .*train-images"),
+        (lambda f: cut(f / "t10k-images.idx3-ubyte", 50), "t10k-images.* is cut short or damaged"),
+        (lambda f: cut(f / "t10k-images.idx3-ubyte", 10), "t10k-images.* is no idx file"),
+        (lambda f: cut(f / "train-images-idx3-ubyte.gz", 900), "cannot read .*train-images"),
         (lambda f: write_idx(f / "train-labels-idx1-ubyte", noise(3, 3)), "is no idx file of 1 d"),
         (lambda f: write_idx(f / "train-labels-idx1-ubyte", noise(4)), "30 training images, 4 la"),
         (lambda f: write_idx(f / "t10k-images.idx3-ubyte", noise(6, 8, 8)), "1x9x7, test .*1x8x8"),
@@ -121,10 +113,6 @@ def test_damaged_idx(mnist, damage, message):
     damage(folder)
     with pytest.raises(UserError, match=message):
         load_data(str(folder))
-
-
-def _cut(path, size):
-    path.write_bytes(path.read_bytes()[:size])
 
 
 def mnist_npz(path, **changes):
@@ -172,7 +160,7 @@ def test_damaged_npz(tmp_path, changes, message):
 def test_npz_cut_short_or_something_else(tmp_path):
     path = tmp_path / "mnist.npz"
     mnist_npz(path)
-    _cut(path, 700)
+    cut(path, 700)
     with pytest.raises(UserError, match="cannot read .*mnist.npz"):
         load_data(str(path))
     (tmp_path / "notes.txt").write_text("no images")
@@ -245,7 +233,7 @@ def test_damaged_cifar(tmp_path, content, message):
 
 def test_cifar_cut_short_and_incomplete(tmp_path):
     write_cifar(tmp_path)
-    _cut(tmp_path / "data_batch_3", 2000)
+    cut(tmp_path / "data_batch_3", 2000)
     with pytest.raises(UserError, match="cannot read .*data_batch_3"):
         load_data(str(tmp_path))
     (tmp_path / "data_batch_4").unlink()
@@ -253,124 +241,46 @@ def test_cifar_cut_short_and_incomplete(tmp_path):
         load_data(str(tmp_path))
 
 
-# --- image folders --------------------------------------------------------------------------------
+def write_cifar100(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {}
+    for name, count in (("train", 6), ("test", 3)):
+        images[name] = noise(count, 3072)
+        batch = {
+            b"data": images[name], b"fine_labels": [7, 99, 0] * (count // 3),
+            b"coarse_labels": [1] * count, b"batch_label": b"some batch",
+        }  # fmt: skip
+        (folder / name).write_bytes(pickle.dumps(batch, 2))
+    names = [f"class{i}".encode() for i in range(100)]
+    meta = {b"fine_label_names": names, b"coarse_label_names": [b"super"] * 20}
+    (folder / "meta").write_bytes(pickle.dumps(meta, 2))
+    return images
 
 
-def image_folder(root, mode="RGB", count=5, suffix=".png", parts=("",), size=(8, 6)):
-    """``count`` images a class, their first byte telling class and number."""
-    for part in parts:
-        for label, name in enumerate(("cat", "dog")):
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                image = noise(size[1], size[0], 3) if mode == "RGB" else noise(size[1], size[0])
-                image[0, 0] = 100 * label + i
-                Image.fromarray(image).save(folder / f"{i}{suffix}")
-    return root
-
-
-def test_folder_with_a_test_part(tmp_path):
-    image_folder(tmp_path, parts=("train", "val"))
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("skipped")
-    data = load_data(str(tmp_path), workers=2)
-    assert data.shape == (3, 6, 8) and data.classes == ("cat", "dog")
-    assert data.train.labels.tolist() == data.test.labels.tolist() == [0] * 5 + [1] * 5
-    marks = data.train.images[:, 0, 0, 0].tolist()
-    assert marks == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]
-
-
-def test_folder_that_is_split_here(tmp_path):
-    data = load_data(str(image_folder(tmp_path)))
-    again = load_data(str(tmp_path))
-    assert (len(data.train), len(data.test)) == (8, 2)
-    assert data.test.labels.tolist() == [0, 1]
-    assert torch.equal(data.test.images, again.test.images)
-    marks = torch.cat([data.train.images, data.test.images])[:, 0, 0, 0]
-    assert sorted(marks.tolist()) == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]
-
-
-def test_folder_of_grey_images_stays_grey_unless_one_has_colour(tmp_path):
-    image_folder(tmp_path, mode="L")
-    assert load_data(str(tmp_path)).shape == (1, 6, 8)
-    Image.fromarray(noise(6, 8, 3)).save(tmp_path / "cat" / "colour.png")
-    data = load_data(str(tmp_path))
-    assert data.shape == (3, 6, 8)
-    grey = data.train.images[data.train.labels == 1][0]
-    assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
-
-
-def test_sixteen_bit_images_keep_their_range(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for i in range(2):
-            Image.fromarray(np.full((4, 4), 0x8040, np.uint16)).save(tmp_path / name / f"{i}.png")
-    assert (load_data(str(tmp_path)).train.images == 0x80).all()
-
-
-def test_folder_of_mixed_sizes_needs_one(tmp_path):
-    image_folder(tmp_path)
-    Image.fromarray(noise(20, 10, 3)).save(tmp_path / "dog" / "tall.png")
-    with pytest.raises(
-        UserError, match=r"differ in size: .*6x8 pixels, .*tall.png 20x10; --image-"
-    ):
-        load_data(str(tmp_path))
-    assert load_data(str(tmp_path), image_size=7).shape == (3, 7, 7)
-
-
-def test_resized_images_keep_their_middle(tmp_path):
-    wide = np.zeros((10, 30), np.uint8)
-    wide[:, 10:20] = 200
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for i in range(2):
-            Image.fromarray(wide).save(tmp_path / name / f"{i}.png")
-    assert (load_data(str(tmp_path), image_size=10).train.images == 200).all()
+def test_cifar100(tmp_path):
+    folder = tmp_path / "cifar-100-python"
+    images = write_cifar100(folder)
+    for source in (tmp_path, folder):
+        data = load_data(str(source))
+        assert data.shape == (3, 32, 32) and data.classes == tuple(f"class{i}" for i in range(100))
+        assert data.train.labels.tolist() == [7, 99, 0] * 2
+        assert np.array_equal(data.test.images.flatten(1).numpy(), images["test"])
 
 
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda f: _cut(f / "dog" / "3.png", 60), r"cannot (read|decode) image .*dog.3\.png"),
-        (lambda f: _cut(f / "dog" / "3.png", 0), r"cannot read image .*dog.3\.png"),
-        (lambda f: (f / "cat" / "x.jpg").write_text("no image"), r"cannot read image .*x\.jpg"),
-        (lambda f: (f / "ant").mkdir(), "ant holds no image"),
-        (lambda f: (f / "train").mkdir(), "has a folder 'train' but none of test, val"),
+        (lambda f: (f / "test").unlink(), "lacks CIFAR-100's test$"),
+        (lambda f: (f / "train").unlink(), "lacks CIFAR-100's train$"),
+        (lambda f: cut(f / "train", 9000), "cannot read .*train as a CIFAR-100 batch"),
+        (lambda f: (f / "test").write_bytes(pickle.dumps({b"data": noise(1, 3072)})), "'fine_labe"),
     ],
 )
-def test_damaged_folder(tmp_path, damage, message):
-    damage(image_folder(tmp_path))
+def test_damaged_cifar100(tmp_path, damage, message):
+    write_cifar100(tmp_path)
+    damage(tmp_path)
     with pytest.raises(UserError, match=message):
         load_data(str(tmp_path))
-
-
-def test_jpeg_cut_in_its_middle_is_named(tmp_path):
-    image_folder(tmp_path, suffix=".jpg", size=(64, 64))
-    path = tmp_path / "cat" / "2.jpg"
-    _cut(path, path.stat().st_size // 2)
-    with pytest.raises(UserError, match=r"cannot decode image .*cat.2\.jpg"):
-        load_data(str(tmp_path))
-
-
-def test_empty_folders(tmp_path):
-    with pytest.raises(UserError, match="holds no folder of images"):
-        load_data(str(tmp_path))
-    (tmp_path / "train").mkdir()
-    (tmp_path / "test").mkdir()
-    with pytest.raises(UserError, match="train holds no folder of images"):
-        load_data(str(tmp_path))
-
-
-def test_classes_that_training_lacks(tmp_path):
-    image_folder(tmp_path, parts=("train", "test"))
-    (tmp_path / "test" / "emu").mkdir()
-    with pytest.raises(UserError, match="has classes that .*train lacks: emu"):
-        load_data(str(tmp_path))
-
-
-def test_more_pictures_than_memory(tmp_path):
-    image_folder(tmp_path, count=2)
-    with pytest.raises(UserError, match="4 images of 3x5000000x5000000 take .* GiB"):
-        load_data(str(tmp_path), image_size=5_000_000)
 
 
 # --- what is done with images ---------------------------------------------------------------------
@@ -412,43 +322,20 @@ def test_split_by_class_keeps_shares():
     assert not torch.equal(test, split_by_class(labels, 0.2, seed=1)[1])
 
 
-def generator(seed=0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"y_test": np.arange(8) % 3}, "has no test image of 1 of its 4 classes: 3$"),
+        ({"y_train": np.arange(20) % 2}, "has no training image of 2 of its 4 classes: 2, 3$"),
+        ({"y_train": np.arange(20)}, "of 16 of its 20 classes: 4, 5, .*, 13 and 6 more$"),
+    ],
+)
+def test_class_in_one_part_alone(tmp_path, changes, message):
+    mnist_npz(tmp_path / "mnist.npz", **changes)
+    with pytest.raises(UserError, match=message):
+        load_data(str(tmp_path))
 
 
-def test_crop_is_a_shift_of_the_padded_image():
-    images = torch.arange(1, 1 + 20 * 2 * 5 * 4).reshape(20, 2, 5, 4)
-    cropped = random_crop(images, 2, generator())
-    assert cropped.shape == images.shape and cropped.is_contiguous()
-    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
-    offsets = set()
-    for i in range(20):
-        found = [
-            (y, x)
-            for y in range(5)
-            for x in range(5)
-            if torch.equal(cropped[i], padded[i, :, y : y + 5, x : x + 4])
-        ]
-        assert len(found) == 1
-        offsets.update(found)
-    assert len(offsets) > 8
-    assert torch.equal(random_crop(images, 0, generator()), images)
-
-
-def test_flip_mirrors_about_half():
-    images = torch.from_numpy(noise(200, 1, 3, 4))
-    flipped = random_flip(images, generator())
-    same = (flipped == images).flatten(1).all(1)
-    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
-    assert (same | mirrored).all() and 60 < mirrored.sum() < 140
-
-
-def test_augmentations_by_name():
-    assert (resolve("auto", 3), resolve("auto", 1), resolve("none", 3)) == (
-        "crop-flip", "none", "none",
-    )  # fmt: skip
-    images = torch.from_numpy(noise(10, 3, 8, 8))
-    assert augment("none", images, generator()) is images
-    for name in ("shift", "crop-flip"):
-        a, b, c = (augment(name, images, generator(seed)) for seed in (0, 0, 1))
-        assert a.dtype == torch.uint8 and torch.equal(a, b) and not torch.equal(a, c)
+def test_labels_may_start_from_one(tmp_path):
+    mnist_npz(tmp_path / "mnist.npz", y_train=np.arange(20) % 4 + 1, y_test=np.arange(8) % 4 + 1)
+    assert len(load_data(str(tmp_path)).classes) == 5

@@ -148,8 +148,11 @@ class Feed:
     ) -> Iterator[LabelledImages]:
         """The images ``order[share]`` of each share, on the device."""
         order = order.to(part.images.device)
+        labels = part.labels[order]  # at once: picked step by step they took a fifth of a batch
         for share in shares:
-            yield part[order[share]].to(self.device)
+            # Image by image, where [] copies byte by byte: a sixth to a tenth of the time on a CPU.
+            images = part.images.index_select(0, order[share])
+            yield LabelledImages(images, labels[share]).to(self.device)
 
 
 class StreamFeed(Feed):

@@ -47,27 +47,28 @@ def list_folder(root: Path) -> Listing:
     if not training.is_dir():
         classes = _class_names(root)
         return Listing(classes, _list_classes(root, classes), None)
+    testing = [root / name for name in _TEST_NAMES if (root / name).is_dir()]
+    if not testing:
+        raise UserError(f"{root} has a folder 'train' but none of {', '.join(_TEST_NAMES)}")
     classes = _class_names(training)
     _check_announced(root / "wnids.txt", training, classes)
-    return Listing(classes, _list_classes(training, classes), _list_test(root, classes))
+    return Listing(classes, _list_classes(training, classes), _list_test(testing, classes))
 
 
-def _list_test(root: Path, classes: tuple[str, ...]) -> Listed:
-    folders = [root / name for name in _TEST_NAMES if (root / name).is_dir()]
+def _list_test(folders: list[Path], classes: tuple[str, ...]) -> Listed:
+    """The first of the folders whose labels are known."""
     for folder in folders:
         own = [name for name in _folder_names(folder) if name != "images"]
+        extra = [name for name in own if name not in classes]
+        if extra:
+            raise UserError(
+                f"{folder} has classes that {folder.with_name('train')} lacks: {', '.join(extra)}"
+            )
         if own:
-            extra = [name for name in own if name not in classes]
-            if extra:
-                raise UserError(
-                    f"{folder} has classes that {root / 'train'} lacks: {', '.join(extra)}"
-                )
             return _list_classes(folder, own, {name: i for i, name in enumerate(classes)})
         annotation = find_annotations(folder)
         if annotation is not None:
             return _list_annotated(folder, annotation, classes)
-    if not folders:
-        raise UserError(f"{root} has a folder 'train' but none of {', '.join(_TEST_NAMES)}")
     raise UserError(
         f"{folders[0]} has neither a folder a class nor an annotation that says what class each "
         "image is of (val_annotations.txt, val.txt, LOC_val_solution.csv or ImageNet's devkit)"

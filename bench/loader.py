@@ -1,0 +1,112 @@
+"""``python bench/loader.py``: the share of a training step that goes to its batch of images.
+
+Networks that cost little, on random images as many and as large as MNIST's and CIFAR's, at batch
+128: a batch alone (images picked, varied, normalised) beside a whole step with it, round by round
+in turn. What an epoch costs at its start (its order and variation) is shared out over its steps. On
+a CPU this process's CPU time, which other work on the machine changes less; on an accelerator the
+clock, once it has finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from bunit_kernels.metrics import render_table
+from bunit_kernels.models import create_model
+from bunit_kernels.train.data import ImageData, LabelledImages
+from bunit_kernels.train.feed import Feed
+from bunit_kernels.train.loop import Learner
+from bunit_kernels.train.prepare import find_device
+from bunit_kernels.train.settings import Settings
+
+#: (network, images, shape of one).
+CASES = (
+    ("bunit_mlp", 60_000, (1, 28, 28)),
+    ("bunit_cnn", 60_000, (1, 28, 28)),
+    ("bunit_resnet20", 50_000, (3, 32, 32)),
+)
+
+
+def random_data(count: int, shape: tuple[int, int, int]) -> ImageData:
+    part = LabelledImages(
+        torch.randint(256, (count, *shape), dtype=torch.uint8), torch.randint(10, (count,))
+    )
+    return ImageData("random", part, part[:1000], tuple(map(str, range(10))))
+
+
+def measure(
+    name: str, data: ImageData, settings: Settings, device: torch.device, rounds: int
+) -> dict[str, float]:
+    """Seconds of a "batch", a "step" with it, and an epoch's "start"."""
+    torch.manual_seed(0)
+    channels, height, width = data.shape
+    model = create_model(
+        name, num_classes=10, in_channels=channels, image_size=[height, width]
+    ).train()
+    learner = Learner(name, model, settings, device)
+    feed = Feed(data, settings, device, ([0.5] * channels, [0.25] * channels))
+    batches = feed.training(0)
+    samples = {
+        "start": lambda: next(feed.training(1)),
+        "step": lambda: learner.step(*next(batches)),
+        "batch": lambda: next(batches),  # behind a step, which leaves the caches as it does
+    }
+    for run in samples.values():
+        run()
+    times = {what: [] for what in samples}
+    for _ in range(rounds):
+        for what, run in samples.items():
+            times[what].append(seconds(run, device))
+    medians = {what: statistics.median(values) for what, values in times.items()}
+    start = (medians["start"] - medians["batch"]) / feed.steps
+    return medians | {"batch": medians["batch"] + start, "step": medians["step"] + start}
+
+
+def seconds(run: Callable, device: torch.device) -> float:
+    if device.type == "cpu":
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+    torch.accelerator.synchronize(device)
+    start = time.perf_counter()
+    run()
+    torch.accelerator.synchronize(device)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The loader's share of a training step.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--mixup", type=float, default=0.0)
+    options = parser.parse_args()
+    device = find_device(options.device)
+    if not 1 <= options.rounds <= 150:
+        parser.error(f"--rounds must be from 1 to 150, batches of an epoch, got {options.rounds}")
+    rows = [("network", "images", "ms a batch", "ms a step", "share")]
+    for name, count, shape in CASES:
+        settings = Settings(
+            model=name, batch_size=options.batch_size, mixup=options.mixup, device=str(device)
+        )
+        times = measure(name, random_data(count, shape), settings, device, options.rounds)
+        rows.append(
+            (
+                name,
+                "x".join(map(str, shape)),
+                f"{1e3 * times['batch']:.3f}",
+                f"{1e3 * times['step']:.2f}",
+                f"{times['batch'] / times['step']:.1%}",
+            )
+        )
+    print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(render_table(rows))
+
+
+if __name__ == "__main__":
+    main()
