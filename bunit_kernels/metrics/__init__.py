@@ -1,0 +1,20 @@
+"""What a compact network saves: parameters, FLOPs, time, and what that does to its accuracy."""
+
+from .comparison import Comparison, Times, compare
+from .counts import count_flops, count_parameters, saving
+from .text import render_table
+from .timing import interleaved_medians
+from .tradeoffs import tca, tsa
+
+__all__ = [
+    "Comparison",
+    "Times",
+    "compare",
+    "count_flops",
+    "count_parameters",
+    "interleaved_medians",
+    "render_table",
+    "saving",
+    "tca",
+    "tsa",
+]
