@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .counts import count_parameters, evaluating, random_batch, run, uncompiled
-from .kinds import describe_kind
+from .kinds import describe_kind, stack_layout
 from .text import render_table
 from .watch import Layer, count_calls, find_layers, time_calls
 
@@ -22,6 +22,7 @@ class LayerRow:
 
     Attributes:
         name: of the module in its network; ``"other"`` for what no row holds.
+        stacked: whether it is a stacked layer.
         kind: what it is, such as ``64 x 2-4-2 conv`` or ``conv 3x3``.
         calls: in one forward pass; 0 for a layer that the forward pass does not call.
         output: shape of one item of its last output, ``None`` where it gives no single tensor.
@@ -33,6 +34,7 @@ class LayerRow:
     """
 
     name: str
+    stacked: bool
     kind: str
     calls: int
     output: tuple[int, ...] | None
@@ -147,6 +149,7 @@ def _rows(found: list[Layer]) -> list[LayerRow]:
         rows.append(
             LayerRow(
                 name=layer.name,
+                stacked=stack_layout(layer.module) is not None,
                 kind=describe_kind(layer.module),
                 calls=layer.calls,
                 output=layer.output,
@@ -162,6 +165,7 @@ def _rows(found: list[Layer]) -> list[LayerRow]:
 def _rest(rows: list[LayerRow], parameters: int, flops: int, seconds: float | None) -> LayerRow:
     return LayerRow(
         name="other",
+        stacked=False,
         kind="",
         calls=1,
         output=None,

@@ -1,0 +1,148 @@
+"""Accuracy against FLOPs or parameters: ours, and what is published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .figures import COLOURS, make_figure, tidy, to_png
+from .published import CIFAR10, IMAGENET, PUBLISHED, RESNET50, RESNET56, RESNET110, VGG16, Result
+from .runs import TrainedRun
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# The published networks that a panel shows: its title, their names, those of our models for them.
+_PANELS = (
+    (CIFAR10, VGG16, (VGG16,), ("bunit_vgg16_bn", "vgg16_bn")),
+    (CIFAR10, RESNET56, (RESNET56,), ("bunit_resnet56", "resnet56")),
+    # BUnit-Net's ResNet, whose depth is not known to us, saves what our ResNet-110 does.
+    (CIFAR10, RESNET110, (RESNET110, "ResNet"), ("bunit_resnet110", "resnet110")),
+    (IMAGENET, RESNET50, (RESNET50,), ("bunit_resnet50", "resnet50")),
+)
+_CIFAR10_CLASSES = {
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
+}  # fmt: skip
+_MARKERS = "osv^DPX"
+_TITLES = {"flops": "FLOPs", "parameters": "parameters"}
+_COLUMNS = 2
+
+
+def plot_tradeoff(runs: Sequence[TrainedRun], what: str) -> bytes:
+    """The figure as PNG.
+
+    A panel for each of our data sets has the networks' own ``what``; the panels of published
+    results have the share of the dense network's, since programs count FLOPs in more ways than one.
+
+    Args:
+        what: ``"flops"`` or ``"parameters"``.
+    """
+    shown = [run for run in runs if any(f["accuracy"] is not None for f in run.networks.values())]
+    names = list(dict.fromkeys(run.data_name for run in shown))
+    count = len(names) + len(_PANELS)
+    rows = -(-count // _COLUMNS)
+    figure = make_figure(9, 3.1 * rows + 0.8)
+    panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.remove()
+    styles = _our_styles(shown)
+    for axes, name in zip(panels, names, strict=False):
+        _draw_ours(axes, [run for run in shown if run.data_name == name], what, styles)
+        tidy(axes, f"ours on {name}: accuracy, %")
+    for axes, panel in zip(panels[len(names) :], _PANELS, strict=False):
+        _draw_published(axes, panel, what, shown, styles)
+    _add_legend(figure, panels[:count])
+    return to_png(figure)
+
+
+def is_cifar10(run: TrainedRun) -> bool:
+    """Whether a run's images are the whole of CIFAR-10, by their shape, number and classes."""
+    data = run.report["data"]
+    return (
+        data["shape"] == [3, 32, 32]
+        and set(data["classes"]) == _CIFAR10_CLASSES
+        and (data["training_images"], data["test_images"]) == (50_000, 10_000)
+    )
+
+
+def _our_styles(runs: Sequence[TrainedRun]) -> dict[str, dict]:
+    """One colour and marker a run."""
+    return {
+        run.title: {"color": COLOURS[i % len(COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        for i, run in enumerate(runs)
+    }
+
+
+def _draw_ours(axes: Axes, runs: Sequence[TrainedRun], what: str, styles: dict) -> None:
+    """Each run's networks, the compact one filled and the dense one hollow, joined by a line."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    for run in runs:
+        points = {
+            name: (figures[what], 100 * figures["accuracy"])
+            for name, figures in run.networks.items()
+            if figures["accuracy"] is not None
+        }
+        colour, marker = styles[run.title]["color"], styles[run.title]["marker"]
+        axes.plot(*zip(*points.values(), strict=True), color=colour, lw=0.8, alpha=0.6)
+        for i, (name, point) in enumerate(points.items()):
+            face = colour if i == 0 else "white"
+            axes.plot(
+                *point, marker, color=colour, markerfacecolor=face, markersize=7,
+                label=f"{run.title}: {name}",
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.12, y=0.15)
+    axes.set_xlabel(f"{_TITLES[what]} of the network", fontsize=9)
+
+
+def _draw_published(axes: Axes, panel: tuple, what: str, runs: Sequence, styles: dict) -> None:
+    data, title, networks, models = panel
+    for result in PUBLISHED:
+        saved = getattr(result, f"{what}_saved")
+        if result.data == data and result.network in networks and saved is not None:
+            axes.plot(100 - saved, result.accuracy, label=result.method, **_style(result))
+    for run in runs:
+        comparison = run.comparison
+        if comparison is None or data != CIFAR10 or not is_cifar10(run):
+            continue
+        if run.report["settings"]["model"] in models and comparison.accuracy is not None:
+            kept = 100 * (1 - getattr(comparison, f"{what}_saving"))
+            label = f"{run.title}: {next(iter(run.networks))}"
+            axes.plot(
+                kept, 100 * comparison.accuracy, linestyle="", markersize=7, label=label,
+                **styles[run.title],
+            )  # fmt: skip
+    axes.margins(0.12)
+    tidy(axes, f"published, {title} on {data}: accuracy, %")
+    axes.set_xlabel(f"% of the dense network's {_TITLES[what]}", fontsize=9)
+
+
+def _style(result: Result) -> dict:
+    """Hollow markers, to be told from ours; the paper's a star."""
+    if result.method == "BUnit-Net":
+        return {"color": "black", "marker": "*", "markersize": 13, "linestyle": ""}
+    methods = list(dict.fromkeys(r.method for r in PUBLISHED if r.method != "BUnit-Net"))
+    i = methods.index(result.method)
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": _MARKERS[i % len(_MARKERS)],
+        "markerfacecolor": "none",
+        "markeredgewidth": 1.6,
+        "linestyle": "",
+    }
+
+
+def _add_legend(figure, panels: Sequence[Axes]) -> None:
+    """One for all panels, each label once."""
+    entries = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(
+        entries.values(), entries.keys(),
+        loc="outside lower center", ncols=3, frameon=False, fontsize=8,
+    )  # fmt: skip
