@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..metrics import LayerTable
 from ..train.files import write_atomically
+from .figures import to_png
 from .layer_plot import axis_limits, plot_layers
 from .networks import layer_tables
 from .page import LayerSection, Picture, RunSection, render_page
@@ -23,7 +24,7 @@ def build_report(runs: Sequence[TrainedRun]) -> dict[str, bytes]:
     tradeoffs = [
         Picture(
             f"accuracy_{what}.png",
-            plot_tradeoff(runs, what),
+            to_png(plot_tradeoff(runs, what)),
             f"Accuracy against {title}: the networks of the runs, and published results.",
         )
         for what, title in (("flops", "FLOPs"), ("parameters", "parameters"))
@@ -53,7 +54,9 @@ def _section(run: TrainedRun, prefix: str) -> RunSection:
         training=None
         if curves is None
         else Picture(
-            f"training_{prefix}.png", curves, f"Loss and accuracy by epoch of run {run.title}."
+            f"training_{prefix}.png",
+            to_png(curves),
+            f"Loss and accuracy by epoch of run {run.title}.",
         ),
         layers=[_layers(name, table, limits, prefix) for name, table in tables.items()],
     )
@@ -66,7 +69,7 @@ def _layers(
         return LayerSection(name, None, None, table)
     bars = Picture(
         f"layers_{prefix}_{_slug(name)}.png",
-        plot_layers(table, limits),
+        to_png(plot_layers(table, limits)),
         f"Parameters and FLOPs of each layer of {name}; the table below has the figures.",
     )
     return LayerSection(name, table, bars, None)

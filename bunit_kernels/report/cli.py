@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("report"),
         metavar="FOLDER",
-        help="where the page and the plots go; an older report there is replaced",
+        help="where the page and the plots go; files of an older report there are replaced",
     )
     parser.add_argument("--version", action="version", version=__version__)
     return parser

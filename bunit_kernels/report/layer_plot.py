@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from ..metrics import LayerRow, LayerTable
-from .figures import COLOURS, make_figure, tidy, to_png
+from .figures import COLOURS, make_figure, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST_BARS = 60
 _STACKED, _OTHER = COLOURS[1], COLOURS[0]
 
 
-def plot_layers(table: LayerTable, limits: dict[str, float]) -> bytes:
-    """The figure as PNG.
+def plot_layers(table: LayerTable, limits: dict[str, float]) -> Figure:
+    """Two panels, parameters and FLOPs.
 
     Args:
         limits: ends of the axes of ``parameters`` and ``flops``, the same for networks that are to
@@ -37,12 +41,13 @@ def plot_layers(table: LayerTable, limits: dict[str, float]) -> bytes:
         axes.grid(visible=False, axis="y")
     panels[0].set_yticks(range(len(bars)), names, fontsize=7)
     panels[0].set_ylim(len(bars) - 0.4, -0.6)
-    figure.legend(
-        [Patch(color=_STACKED), Patch(color=_OTHER)],
-        ["with stacked layers", "other"],
-        loc="outside lower center", ncols=2, frameon=False, fontsize=8,
-    )  # fmt: skip
-    return to_png(figure)
+    if _STACKED in colours:
+        figure.legend(
+            [Patch(color=_STACKED), Patch(color=_OTHER)],
+            ["with stacked layers", "other"],
+            loc="outside lower center", ncols=2, frameon=False, fontsize=8,
+        )  # fmt: skip
+    return figure
 
 
 def axis_limits(tables: Iterable[LayerTable]) -> dict[str, float]:

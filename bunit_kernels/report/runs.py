@@ -55,6 +55,12 @@ class TrainedRun:
         """The data's name, or that of its file or folder."""
         return Path(self.report["data"]["name"]).name
 
+    @property
+    def data_key(self) -> tuple:
+        """The same for runs on the same images, whose accuracies may be compared."""
+        data = self.report["data"]
+        return data["name"], data["training_images"], data["test_images"]
+
 
 def read_runs(folders: Sequence[Path]) -> list[TrainedRun]:
     """Reads the runs in ``folders``.
@@ -110,6 +116,13 @@ def _faults(report: object) -> list[str]:
         return faults
     for key, kinds in (("settings", _SETTINGS), ("versions", _VERSIONS), ("data", _DATA)):
         faults += _wrong(report[key], kinds, key)
+    if faults:
+        return faults
+    if report["settings"]["beta"] <= 0:
+        faults.append("settings.beta")
+    for key, kind in (("shape", int), ("classes", str)):
+        if not all(_is(value, kind) for value in report["data"][key]):
+            faults.append(f"data.{key}")
     networks = report["networks"]
     if not 1 <= len(networks) <= 2:
         faults.append("networks, of which there are one or two")
@@ -147,4 +160,6 @@ def _wrong(value: object, kinds: dict[str, type], where: str = "") -> list[str]:
 
 
 def _is(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+    if isinstance(value, Real):  # JSON has numbers that a float does not hold
+        return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < 1e300
+    return isinstance(value, kind)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .figures import COLOURS, make_figure, tidy, to_png
+from .figures import COLOURS, make_figure, tidy
 from .published import CIFAR10, IMAGENET, PUBLISHED, RESNET50, RESNET56, RESNET110, VGG16, Result
 from .runs import TrainedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The published networks that a panel shows: its title, their names, those of our models for them.
 _PANELS = (
@@ -23,36 +24,37 @@ _PANELS = (
 _CIFAR10_CLASSES = {
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 }  # fmt: skip
-_MARKERS = "osv^DPX"
+_MARKERS, _OUR_MARKERS = "osv^DPX", "hp8H<>d"
 _TITLES = {"flops": "FLOPs", "parameters": "parameters"}
 _COLUMNS = 2
 
 
-def plot_tradeoff(runs: Sequence[TrainedRun], what: str) -> bytes:
-    """The figure as PNG.
+def plot_tradeoff(runs: Sequence[TrainedRun], what: str) -> Figure:
+    """A panel for each of our data sets, a panel for each network with published results.
 
-    A panel for each of our data sets has the networks' own ``what``; the panels of published
-    results have the share of the dense network's, since programs count FLOPs in more ways than one.
+    The former have the networks' own ``what``; the latter have the share of the dense network's,
+    since programs count FLOPs in more ways than one.
 
     Args:
         what: ``"flops"`` or ``"parameters"``.
     """
     shown = [run for run in runs if any(f["accuracy"] is not None for f in run.networks.values())]
-    names = list(dict.fromkeys(run.data_name for run in shown))
-    count = len(names) + len(_PANELS)
+    data = list(dict.fromkeys(run.data_key for run in shown))
+    count = len(data) + len(_PANELS)
     rows = -(-count // _COLUMNS)
     figure = make_figure(9, 3.1 * rows + 0.8)
     panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
     for axes in panels[count:]:
         axes.remove()
     styles = _our_styles(shown)
-    for axes, name in zip(panels, names, strict=False):
-        _draw_ours(axes, [run for run in shown if run.data_name == name], what, styles)
-        tidy(axes, f"ours on {name}: accuracy, %")
-    for axes, panel in zip(panels[len(names) :], _PANELS, strict=False):
+    for axes, key in zip(panels, data, strict=False):
+        same = [run for run in shown if run.data_key == key]
+        _draw_ours(axes, same, what, styles)
+        tidy(axes, f"ours on {same[0].data_name}, {key[1]:,} training images: accuracy, %")
+    for axes, panel in zip(panels[len(data) :], _PANELS, strict=False):
         _draw_published(axes, panel, what, shown, styles)
     _add_legend(figure, panels[:count])
-    return to_png(figure)
+    return figure
 
 
 def is_cifar10(run: TrainedRun) -> bool:
@@ -66,16 +68,21 @@ def is_cifar10(run: TrainedRun) -> bool:
 
 
 def _our_styles(runs: Sequence[TrainedRun]) -> dict[str, dict]:
-    """One colour and marker a run."""
+    """One colour and marker a run; the same pair comes again after 49 runs."""
+    colours, markers = len(COLOURS), len(_OUR_MARKERS)
     return {
-        run.title: {"color": COLOURS[i % len(COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        run.title: {
+            "color": COLOURS[i % colours],
+            "marker": _OUR_MARKERS[(i + i // colours) % markers],
+            "markersize": 8,
+        }
         for i, run in enumerate(runs)
     }
 
 
 def _draw_ours(axes: Axes, runs: Sequence[TrainedRun], what: str, styles: dict) -> None:
     """Each run's networks, the compact one filled and the dense one hollow, joined by a line."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
     for run in runs:
         points = {
@@ -83,19 +90,22 @@ def _draw_ours(axes: Axes, runs: Sequence[TrainedRun], what: str, styles: dict) 
             for name, figures in run.networks.items()
             if figures["accuracy"] is not None
         }
-        colour, marker = styles[run.title]["color"], styles[run.title]["marker"]
+        if not points:
+            continue
+        colour = styles[run.title]["color"]
         axes.plot(*zip(*points.values(), strict=True), color=colour, lw=0.8, alpha=0.6)
         for i, (name, point) in enumerate(points.items()):
             face = colour if i == 0 else "white"
             axes.plot(
-                *point, marker, color=colour, markerfacecolor=face, markersize=7,
-                label=f"{run.title}: {name}",
+                *point, linestyle="", markerfacecolor=face, label=f"{run.title}: {name}",
+                **styles[run.title],
             )  # fmt: skip
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.margins(x=0.12, y=0.15)
+    ends = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator() if ends[1] > 20 * ends[0] else MaxNLocator(5))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.12, y=0.15)
     axes.set_xlabel(f"{_TITLES[what]} of the network", fontsize=9)
 
 
@@ -113,7 +123,7 @@ def _draw_published(axes: Axes, panel: tuple, what: str, runs: Sequence, styles:
             kept = 100 * (1 - getattr(comparison, f"{what}_saving"))
             label = f"{run.title}: {next(iter(run.networks))}"
             axes.plot(
-                kept, 100 * comparison.accuracy, linestyle="", markersize=7, label=label,
+                kept, 100 * comparison.accuracy, linestyle="", label=label,
                 **styles[run.title],
             )  # fmt: skip
     axes.margins(0.12)
@@ -136,7 +146,7 @@ def _style(result: Result) -> dict:
     }
 
 
-def _add_legend(figure, panels: Sequence[Axes]) -> None:
+def _add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """One for all panels, each label once."""
     entries = {}
     for axes in panels:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from .figures import COLOURS, make_figure, tidy, to_png
+from typing import TYPE_CHECKING
+
+from .figures import COLOURS, make_figure, tidy
 from .runs import TrainedRun
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def plot_training(run: TrainedRun) -> bytes | None:
-    """The figure as PNG; ``None`` before the first epoch has ended."""
+
+def plot_training(run: TrainedRun) -> Figure | None:
+    """Two panels, loss and accuracy; ``None`` before the first epoch has ended."""
     shown = {name: f["history"] for name, f in run.networks.items() if f["history"]}
     if not shown:
         return None
@@ -27,4 +32,4 @@ def plot_training(run: TrainedRun) -> bytes | None:
     tidy(panels[1], "accuracy, %")
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    return to_png(figure)
+    return figure
