@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..metrics import Comparison, LayerTable
-from .published import PUBLISHED
+from .published import PUBLISHED, Result, Source
 from .runs import TrainedRun
 
 _TEMPLATE = "page.html"
@@ -64,13 +64,15 @@ def render_page(sections: Sequence[RunSection], tradeoffs: Sequence[Picture]) ->
         lstrip_blocks=True,
     )
     runs = [section.run for section in sections]
+    sources = list(dict.fromkeys(result.source for result in PUBLISHED))
     return environment.get_template(_TEMPLATE).render(
         version=__version__,
         sections=sections,
         tradeoffs=tradeoffs,
         networks=[row for run in runs for row in _network_rows(run)],
         machines=[_machine_row(run) for run in runs],
-        published=[_published_row(result) for result in PUBLISHED],
+        published=[_published_row(result, sources) for result in PUBLISHED],
+        sources=sources,
         layer_rows=_layer_rows,
     )
 
@@ -145,15 +147,15 @@ def _layer_figures(of) -> list[str]:
     return [f"{value:,}" for value in (of.parameters, of.flops, of.bytes)]
 
 
-def _published_row(result) -> list[str]:
-    figures = (result.accuracy, result.baseline, result.flops_saved, result.parameters_saved)
+def _published_row(result: Result, sources: list[Source]) -> list[str]:
     return [
         result.data,
         result.network,
         result.method,
         str(result.year),
-        *("" if value is None else f"{value:g}" for value in figures),
-        result.source,
+        *("" if v is None else f"{v:.2f}" for v in (result.accuracy, result.baseline)),
+        *("" if v is None else f"{v:g}" for v in (result.flops_saved, result.parameters_saved)),
+        f"[{sources.index(result.source) + 1}]",
     ]
 
 

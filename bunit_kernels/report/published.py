@@ -14,6 +14,12 @@ VGG16, RESNET56, RESNET110, RESNET50 = "VGG-16", "ResNet-56", "ResNet-110", "Res
 
 
 @dataclass(frozen=True)
+class Source:
+    text: str
+    address: str
+
+
+@dataclass(frozen=True)
 class Result:
     """A compact network as published: top-1 accuracy, that of the dense network it came from, and
     the shares saved, all in percent."""
@@ -26,38 +32,56 @@ class Result:
     baseline: float | None
     flops_saved: float | None
     parameters_saved: float | None
-    source: str
+    source: Source
 
 
-_BUNIT = (
-    "Lan et al., Compact Neural Network via Stacking Hybrid Units, IEEE TPAMI 46(1), 2024, "
-    "doi:10.1109/TPAMI.2023.3323496; figures as later surveys report them"
+def _readme(text: str, repository: str, commit: str) -> Source:
+    return Source(
+        f"{text}; README of the authors' {repository} at {commit[:7]}",
+        f"https://github.com/{repository}/blob/{commit}/README.md",
+    )
+
+
+_BUNIT = Source(
+    "Lan et al., Compact Neural Network via Stacking Hybrid Units, IEEE TPAMI 46(1), 2024; figures "
+    "as later surveys report them",
+    "https://doi.org/10.1109/TPAMI.2023.3323496",
 )
-_L1 = "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, table 1 (100 - error)"
-_HRANK = (
-    "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020: README of the "
-    "authors' github.com/lmbxmu/HRank at c03ac85 (baselines: README of lmbxmu/HRankPlus)"
+_L1 = Source(
+    "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, table 1 (100 - error)",
+    "https://arxiv.org/abs/1608.08710",
 )
-_HRANK_PLUS = (
-    "Lin et al., HRank, CVPR 2020, extended version: README of the authors' "
-    "github.com/lmbxmu/HRankPlus at bcdb51d"
+_HRANK = _readme(
+    "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, with the baselines "
+    "that the README of lmbxmu/HRankPlus gives for the same networks",
+    "lmbxmu/HRank",
+    "c03ac851ec93413a6937a477490217e3ba4f8156",
 )
-_ABC = (
-    "Lin et al., Channel Pruning via Automatic Structure Search, IJCAI 2020: README of the "
-    "authors' github.com/lmbxmu/ABCPruner at 3233593"
+_HRANK_PLUS = _readme(
+    "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, extended version",
+    "lmbxmu/HRankPlus",
+    "bcdb51dd7f039d8fa295eeafa7bc78bc7dab3d75",
 )
-_SKETCH = (
-    "Lin et al., Filter Sketch for Network Pruning, arXiv:2001.08514, 2020: README of the "
-    "authors' github.com/lmbxmu/FilterSketch at daeca09"
+_ABC = _readme(
+    "Lin et al., Channel Pruning via Automatic Structure Search, IJCAI 2020",
+    "lmbxmu/ABCPruner",
+    "32335933f5bfb073b3b4132f2a628210ddefc7db",
 )
-_CHIP = (
+_SKETCH = _readme(
+    "Lin et al., Filter Sketch for Network Pruning, arXiv:2001.08514, 2020",
+    "lmbxmu/FilterSketch",
+    "daeca0941e151a96b3733a9a4ab1fdedccfa851c",
+)
+_CHIP = _readme(
     "Sui et al., CHIP: CHannel Independence-based Pruning for Compact Neural Networks, NeurIPS "
-    "2021: README of the authors' github.com/Eclipsess/CHIP_NeurIPS2021 at 418041b (partly trained "
-    "longer than in the paper)"
+    "2021, partly trained longer than in the paper",
+    "Eclipsess/CHIP_NeurIPS2021",
+    "418041b7805b88efb5c7cdd08b0b8050dc965335",
 )
-_WHITE_BOX = (
-    "Zhang et al., Carrying out CNN Channel Pruning in a White Box, IEEE TNNLS 2022: README of the "
-    "authors' github.com/zyxxmu/White-Box at 6bd750f"
+_WHITE_BOX = _readme(
+    "Zhang et al., Carrying out CNN Channel Pruning in a White Box, IEEE TNNLS 2022",
+    "zyxxmu/White-Box",
+    "6bd750f4f1081da4e89c0bcabeff60604341e060",
 )
 
 # fmt: off
