@@ -16,7 +16,7 @@ class TrainingError(Exception):
 
 
 def require(module: str, package: str, purpose: str, extra: str = "train") -> ModuleType:
-    """Imports a module of an extra.
+    """Imports a module of an optional extra.
 
     Raises:
         UserError: it is not installed.

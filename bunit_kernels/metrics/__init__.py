@@ -1,0 +1,24 @@
+"""What a compact network saves: parameters, FLOPs, time, and what that does to its accuracy."""
+
+from .comparison import Comparison, Times, compare
+from .counts import count_flops, count_parameters, saving
+from .layer_table import LayerRow, LayerTable, layers
+from .text import render_table
+from .timing import interleaved_medians
+from .tradeoffs import tca, tsa
+
+__all__ = [
+    "Comparison",
+    "LayerRow",
+    "LayerTable",
+    "Times",
+    "compare",
+    "count_flops",
+    "count_parameters",
+    "interleaved_medians",
+    "layers",
+    "render_table",
+    "saving",
+    "tca",
+    "tsa",
+]

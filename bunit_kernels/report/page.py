@@ -1,0 +1,167 @@
+"""The page of a report."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import __version__
+from ..metrics import Comparison, LayerTable
+from .published import PUBLISHED, Result, Source
+from .runs import TrainedRun
+
+_TEMPLATE = "page.html"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot: its file's name and content, and what it shows in words."""
+
+    file: str
+    content: bytes
+    text: str
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.content).decode()
+
+
+@dataclass(frozen=True)
+class LayerSection:
+    """The layers of a network with their bars, or why they are not known."""
+
+    name: str
+    table: LayerTable | None
+    bars: Picture | None
+    missing: str | None
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """What the page shows of a run; ``training`` is ``None`` before the first epoch has ended."""
+
+    run: TrainedRun
+    training: Picture | None
+    layers: list[LayerSection]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        bars = [layer.bars for layer in self.layers]
+        return [picture for picture in (self.training, *bars) if picture is not None]
+
+
+def render_page(sections: Sequence[RunSection], tradeoffs: Sequence[Picture]) -> str:
+    """The page as HTML, with every plot within."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    runs = [section.run for section in sections]
+    sources = list(dict.fromkeys(result.source for result in PUBLISHED))
+    return environment.get_template(_TEMPLATE).render(
+        version=__version__,
+        sections=sections,
+        tradeoffs=tradeoffs,
+        networks=[row for run in runs for row in _network_rows(run)],
+        machines=[_machine_row(run) for run in runs],
+        published=[_published_row(result, sources) for result in PUBLISHED],
+        sources=sources,
+        layer_rows=_layer_rows,
+    )
+
+
+def _network_rows(run: TrainedRun) -> list[list[str]]:
+    data, asked = run.report["data"], run.report["settings"]["epochs"]
+    images = f"{data['training_images']:,} + {data['test_images']:,}"
+    rows = []
+    for i, (name, figures) in enumerate(run.networks.items()):
+        rows.append(
+            [
+                run.title,
+                name,
+                f"{run.data_name}, {'x'.join(map(str, data['shape']))}, {images}",
+                f"{len(figures['history'])} of {asked}",
+                _percent(figures["accuracy"]),
+                _percent(figures["best_accuracy"]),
+                f"{figures['parameters']:,}",
+                f"{figures['flops']:,}",
+                _milliseconds(figures.get("training_step_seconds")),
+                _milliseconds(figures.get("inference_seconds")),
+                *_savings(run.comparison if i == 0 else None),
+            ]
+        )
+    return rows
+
+
+def _savings(comparison: Comparison | None) -> list[str]:
+    """The compact network's against the dense one."""
+    if comparison is None:
+        return [""] * 7
+    step, inference = comparison.training_step, comparison.inference
+    return [
+        _percent(comparison.parameters_saving),
+        _percent(comparison.flops_saving),
+        _percent(None if step is None else step.saving),
+        _percent(None if inference is None else inference.saving),
+        *("" if v is None else f"{v:.3f}" for v in (comparison.tca, comparison.tsa)),
+        "" if comparison.time_conversion is None else f"{comparison.time_conversion:.3f}",
+    ]
+
+
+def _machine_row(run: TrainedRun) -> list[str]:
+    versions, settings = run.report["versions"], run.report["settings"]
+    return [
+        run.title,
+        versions["device"],
+        str(versions.get("threads", "")),
+        versions["platform"],
+        versions["torch"],
+        run.report["backend"],
+        versions["bunit_kernels"],
+        str(settings["batch_size"]),
+    ]
+
+
+def _layer_rows(table: LayerTable) -> list[list[str]]:
+    rows = [
+        [
+            row.name,
+            row.kind,
+            str(row.calls),
+            "x".join(map(str, row.output or ())),
+            *_layer_figures(row),
+        ]
+        for row in table.rows
+    ]
+    return [*rows, ["total", "", "", "", *_layer_figures(table)]]
+
+
+def _layer_figures(of) -> list[str]:
+    return [f"{value:,}" for value in (of.parameters, of.flops, of.bytes)]
+
+
+def _published_row(result: Result, sources: list[Source]) -> list[str]:
+    return [
+        result.data,
+        result.network,
+        result.method,
+        str(result.year),
+        *("" if v is None else f"{v:.2f}" for v in (result.accuracy, result.baseline)),
+        *("" if v is None else f"{v:g}" for v in (result.flops_saved, result.parameters_saved)),
+        f"[{sources.index(result.source) + 1}]",
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.3f}"
