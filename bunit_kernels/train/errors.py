@@ -15,8 +15,8 @@ class TrainingError(Exception):
     """Training that started well and cannot go on; exit code 1."""
 
 
-def require(module: str, package: str, purpose: str) -> ModuleType:
-    """Imports a module of the ``train`` extra.
+def require(module: str, package: str, purpose: str, extra: str = "train") -> ModuleType:
+    """Imports a module of an extra.
 
     Raises:
         UserError: it is not installed.
@@ -26,7 +26,7 @@ def require(module: str, package: str, purpose: str) -> ModuleType:
     except ImportError as error:
         raise UserError(
             f"{purpose} needs {package}, which cannot be imported ({error}); "
-            "pip install 'bunit-kernels[train]'"
+            f"pip install 'bunit-kernels[{extra}]'"
         ) from error
 
 
