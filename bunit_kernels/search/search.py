@@ -86,7 +86,8 @@ class Search:
             int(settings.max_parameters * self.space.dense.parameters),
             int(settings.max_flops * self.space.dense.flops),
         )
-        self._try_out(self._smallest())
+        self.smallest = self._find_smallest()
+        self._try_out(self.space.table(self.smallest))
         self.versions = versions(self.device) | {"optuna": optuna.__version__}
         self.folder = make_folder(folder, training, resume=not self.is_new)
 
@@ -100,7 +101,9 @@ class Search:
         with self._locked():
             if self.is_new:  # the journal is never there without the settings it is of
                 self._write([], finished=False)
-            study = Study(self.folder / _JOURNAL, self.space, self.budget, self.settings.seed)
+            study = Study(
+                self.folder / _JOURNAL, self.space, self.budget, self.smallest, self.settings.seed
+            )
             self._draw(study)
             records = study.records[: self.settings.trials]
             shortlist = self._shortlist(records)
@@ -117,10 +120,10 @@ class Search:
         self._print(results, len(shortlist))
         return results
 
-    def _smallest(self) -> UnitTable:
-        """The table that takes the least of the budget, if that is within it."""
-        units = self.space.table(self.space.smallest(self.budget))
-        cost = self.space.cost(units)
+    def _find_smallest(self) -> dict[str, str]:
+        """The choices that take the least of the budget, if that is within it."""
+        chosen = self.space.smallest(self.budget)
+        cost = self.space.cost(chosen)
         if self.space.excess(cost, self.budget) > 0:
             dense = self.space.dense
             raise UserError(
@@ -128,9 +131,9 @@ class Search:
                 f"{self.settings.max_parameters:g}: the nearest has "
                 f"{cost.flops / dense.flops:.4f} of the dense network's FLOPs and "
                 f"{cost.parameters / dense.parameters:.4f} of its parameters "
-                f"({reporting.describe(units)})"
+                f"({reporting.describe(self.space.table(chosen))})"
             )
-        return units
+        return chosen
 
     def _score_images(self) -> Tensor:
         """The minibatch that scores are computed on: training images, drawn with the seed."""
@@ -158,23 +161,22 @@ class Search:
 
     def _draw(self, study: Study) -> None:
         """The first stage: draws candidates until there are as many as asked for."""
-        known = {key_of(record.units): record for record in study.records}
+        scores = {key_of(r.units): r.score for r in study.records if r.score is not None}
         trials, done = self.settings.trials, len(study.records)
         with Bar("candidates", trials, min(done, trials), "candidate", self.quiet) as bar:
             while len(study.records) < trials:
-                trial, units = study.draw()
-                key = key_of(units)
-                if key not in known:
-                    known[key] = self._score(units)
-                study.tell(trial, known[key])
-                scores = [record.score for record in known.values() if record.score is not None]
-                bar.step(f"{len(scores)} within the budget, best score {max(scores):.2f}")
+                trial, record = study.draw()
+                if self.space.excess(record.cost, self.budget) == 0:
+                    key = key_of(record.units)
+                    if key not in scores:
+                        scores[key] = self._score(record.units)
+                    record = record._replace(score=scores[key])
+                study.tell(trial, record)
+                best = max(scores.values())
+                bar.step(f"{len(scores)} within the budget, best score {best:.2f}")
 
-    def _score(self, units: UnitTable) -> Record:
-        cost = self.space.cost(units)
-        if self.space.excess(cost, self.budget) > 0:
-            return Record(units, cost, None)
-        return Record(units, cost, naswot(self._build(units).to(self.device), self.images))
+    def _score(self, units: UnitTable) -> float:
+        return naswot(self._build(units).to(self.device), self.images)
 
     def _shortlist(self, records: list[Record]) -> list[UnitTable]:
         """The distinct candidates with the best scores; of equal ones the first drawn."""

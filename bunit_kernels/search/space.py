@@ -36,12 +36,14 @@ class Space:
 
     A place is an entry of a stage, ``layer2.0`` the first of ``layer2``; a stage has ``turns`` of
     them, or as many as it has blocks where that is less. What fits is found by building the network
-    with that entry alone, without memory for its weights, and so is what it costs.
+    with that entry alone, without memory for its weights; what it adds to a network of normal
+    blocks is counted there. Blocks keep their shapes whatever is in them, so a table costs what its
+    entries add.
 
     Attributes:
         arguments: the model's, but for its units.
         dense: cost of the dense counterpart.
-        choices: for every place what fits there, and what it adds to a network of normal blocks.
+        choices: for every place what fits there, and what it adds.
 
     Args:
         shape: ``(C, H, W)`` of one image.
@@ -56,12 +58,12 @@ class Space:
         self.arguments = {
             "num_classes": num_classes, "in_channels": shape[0], "image_size": list(shape[1:])
         }  # fmt: skip
-        self.dense = self._cost(self._meta(dense_counterpart(self.model), {}))
+        self.dense = self._count(self._meta(dense_counterpart(self.model), {}))
         normal = self._meta(self.model, {"units": {}})
         plan = getattr(normal, "units", None)
         if not isinstance(plan, Mapping):
             raise UserError(f"model {self.model!r} has no table of units by stage to search")
-        self._normal = self._cost(normal)
+        self._normal = self._count(normal)
         self._blocks = {stage: len(entries) for stage, entries in plan.items()}
         self._turns = {stage: min(settings.turns, n) for stage, n in self._blocks.items()}
         candidates = CANDIDATES if settings.candidates is None else settings.candidates
@@ -88,9 +90,12 @@ class Space:
         """The network of a table, with torch's current seed, on the CPU."""
         return create_model(self.model, **self.arguments, units=table)
 
-    def cost(self, table: UnitTable) -> Cost:
-        """Counts the network of a table, without building its weights."""
-        return self._cost(self._meta(self.model, {"units": table}))
+    def cost(self, chosen: Mapping[str, str]) -> Cost:
+        """Of the network whose places are ``chosen``."""
+        cost = self._normal
+        for place, unit in chosen.items():
+            cost = cost.plus(self.choices[place][unit])
+        return cost
 
     def excess(self, cost: Cost, budget: Cost) -> float:
         """How far a cost is over the budget, as a share of the dense network's; 0 within it."""
@@ -100,8 +105,10 @@ class Space:
     def smallest(self, budget: Cost) -> dict[str, str]:
         """The choices whose cost is the least share of the budget.
 
-        What an entry adds does not depend on the others, so it is found exactly: place by place,
-        only what no other choice undercuts in both figures is kept.
+        Found exactly: place by place, only what no other choice undercuts in both figures is kept.
+
+        Raises:
+            UserError: that network, counted whole, does not cost what its entries add.
         """
         front: list[tuple[Cost, dict[str, str]]] = [(self._normal, {})]
         for place, choices in self.choices.items():
@@ -116,13 +123,23 @@ class Space:
             cost = item[0]
             return max(cost.parameters / budget.parameters, cost.flops / budget.flops)
 
-        return min(front, key=share)[1]
+        cost, chosen = min(front, key=share)
+        whole = self._count(self._meta(self.model, {"units": self.table(chosen)}))
+        if whole != cost:
+            raise UserError(
+                f"model {self.model!r} cannot be searched: what one block costs depends on others "
+                f"({whole} together, {cost} one by one)"
+            )
+        return chosen
 
     def _fitting(
         self, stage: str, turn: int, candidates: tuple[str, ...], errors: dict[str, str]
     ) -> dict[str, Cost]:
         found = {}
         for unit in candidates:
+            if unit == NORMAL:
+                found[unit] = Cost(0, 0)
+                continue
             entries = [NORMAL] * self._turns[stage]
             entries[turn] = unit
             try:
@@ -131,7 +148,7 @@ class Space:
             except (TypeError, ValueError) as error:
                 errors.setdefault(unit, str(error))
                 continue
-            found[unit] = self._cost(model).minus(self._normal)
+            found[unit] = self._count(model).minus(self._normal)
         return found
 
     def _check(
@@ -159,7 +176,7 @@ class Space:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def _cost(self, model: nn.Module) -> Cost:
+    def _count(self, model: nn.Module) -> Cost:
         return Cost(count_parameters(model), count_flops(model, self.shape))
 
 

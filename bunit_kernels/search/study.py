@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Record(NamedTuple):
-    """A candidate that was drawn; ``score`` is ``None`` where it is over the budget."""
+    """A candidate that was drawn; ``score`` is ``None`` where it is over the budget, or not known
+    yet."""
 
     units: UnitTable
     cost: Cost
@@ -35,14 +36,16 @@ class Study:
 
     Args:
         path: Optuna's journal; gone on with where it is there.
+        smallest: the first candidate's choices.
 
     Raises:
         UserError: Optuna is not installed, or the journal cannot be read.
     """
 
-    def __init__(self, path: Path, space: Space, budget: Cost, seed: int):
+    def __init__(self, path: Path, space: Space, budget: Cost, smallest: dict[str, str], seed: int):
         self._optuna = require("optuna", "Optuna", "a search", "search")
         self._path, self._space, self._budget, self._seed = path, space, budget, seed
+        self._smallest = smallest
         states = self._optuna.trial.TrialState
         self._finished = (states.COMPLETE, states.PRUNED)
         categorical = self._optuna.distributions.CategoricalDistribution
@@ -66,15 +69,14 @@ class Study:
                 self._study.tell(trial.number, state=states.FAIL)
         self.records = self._read()
 
-    def draw(self) -> tuple[optuna.Trial, UnitTable]:
-        """The next candidate; it is to be told of before another is drawn."""
+    def draw(self) -> tuple[optuna.Trial, Record]:
+        """The next candidate, without its score; it is to be told of before another is drawn."""
         self._study.sampler = self._sampler(len(self.records))
         trial = self._study.ask(self._places)
-        return trial, self._space.table(trial.params)
+        return trial, self._record(trial.params, None)
 
     def tell(self, trial: optuna.Trial, record: Record) -> None:
         """Keeps how a drawn candidate did."""
-        trial.set_user_attr("cost", list(record.cost))
         if record.score is None:
             trial.report(-self._space.excess(record.cost, self._budget), 0)
             self._study.tell(trial, state=self._optuna.trial.TrialState.PRUNED)
@@ -90,19 +92,22 @@ class Study:
             sampler = samplers.TPESampler(seed=seed, multivariate=True)
             if number > 0:
                 return sampler
-            return samplers.PartialFixedSampler(self._space.smallest(self._budget), sampler)
+            return samplers.PartialFixedSampler(self._smallest, sampler)
 
     def _read(self) -> list[Record]:
         with self._reading():
             trials = self._study.get_trials(deepcopy=False, states=self._finished)
-            return [self._record(trial) for trial in trials]
+            for trial in trials:
+                if trial.distributions != self._places:
+                    raise ValueError(f"trial {trial.number} is of another search")
+            pruned = self._optuna.trial.TrialState.PRUNED
+            return [
+                self._record(trial.params, None if trial.state == pruned else trial.value)
+                for trial in trials
+            ]
 
-    def _record(self, trial: optuna.trial.FrozenTrial) -> Record:
-        if trial.distributions != self._places:
-            raise ValueError(f"trial {trial.number} is of another search")
-        pruned = trial.state == self._optuna.trial.TrialState.PRUNED
-        cost = Cost(*map(int, trial.user_attrs["cost"]))
-        return Record(self._space.table(trial.params), cost, None if pruned else trial.value)
+    def _record(self, chosen: dict[str, str], score: float | None) -> Record:
+        return Record(self._space.table(chosen), self._space.cost(chosen), score)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
