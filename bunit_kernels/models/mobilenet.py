@@ -79,6 +79,7 @@ class MobileNetV2(nn.Module):
         check_count("num_classes", num_classes)
         check_count("in_channels", in_channels)
         plan = expand_table(units, {stage: n for stage, (_, _, n, _) in _STAGES.items()})
+        self.units = plan
         small = form == "cifar"
         blocks: list[nn.Module] = [_conv_norm_relu6(in_channels, 32, 3, stride=1 if small else 2)]
         channels = 32

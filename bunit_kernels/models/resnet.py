@@ -88,6 +88,7 @@ class ResNet(nn.Module):
                 blocks.append(block(*shape) if entry == NORMAL else STACKED[block](*shape, entry))
             self.add_module(name, nn.Sequential(*blocks))
         self.stages = tuple(plan)
+        self.units = plan
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels[-1], num_classes)
         initialise(self)

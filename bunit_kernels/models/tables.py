@@ -8,6 +8,8 @@ are repeated in turn over its blocks, and a stage that the table leaves out is n
 
 The last width of a unit may be ``m``: what the block's channels ask for, ``out_channels / units``.
 It is 2 in a 2-4-m unit of a block that keeps its width, and 4 where the block doubles it.
+
+A network built from a table has it as its attribute ``units``, expanded: an entry a block.
 """
 
 from __future__ import annotations

@@ -83,6 +83,7 @@ class VGG(nn.Module):
                 f"image_size must be at least 32 for VGG-16's five pools, got {image_size!r}"
             )
         plan = expand_table(units, {stage: convs for stage, (_, convs) in _STAGES.items()})
+        self.units = plan
         layers: list[nn.Module] = []
         channels = in_channels
         for stage, entries in plan.items():
