@@ -12,6 +12,7 @@ import torch
 from groups import all_variants, group_table, run_group
 from harness import quiet_warnings
 from mapped import MappedProcess
+from networks import NETWORKS, network_table, network_variants, run_network_group
 from rates import commit, machine, measure_rates
 from workloads import WORKLOADS
 
@@ -43,6 +44,10 @@ def pytest_generate_tests(metafunc):
         ids = ["-".join((w, d, v.replace(" ", "_"))) for w, d, v in triples]
         # Not parametrised fixtures: pytest would be free to reorder the groups.
         metafunc.parametrize(("workload", "direction", "variant"), triples, ids=ids)
+    if "network_variant" in metafunc.fixturenames:
+        triples = network_variants(QUICK)
+        ids = ["-".join((n, d, v.replace(" ", "_"))) for n, d, v in triples]
+        metafunc.parametrize(("network", "direction", "network_variant"), triples, ids=ids)
 
 
 def pytest_collection_finish(session):
@@ -50,9 +55,10 @@ def pytest_collection_finish(session):
     selected = session.config.stash[SESSION].selected
     for item in session.items:
         params = getattr(item, "callspec", None) and item.callspec.params
-        if params and "variant" in params:
-            key = params["workload"], params["direction"]
-            selected.setdefault(key, []).append(params["variant"])
+        for of, variant in (("workload", "variant"), ("network", "network_variant")):
+            if params and variant in params:
+                key = params[of], params["direction"]
+                selected.setdefault(key, []).append(params[variant])
 
 
 class Session:
@@ -62,6 +68,7 @@ class Session:
         self.config = config
         self.selected: dict[tuple[str, str], list[str]] = {}
         self.groups: dict = {}
+        self.networks: dict = {}
         self.child = MappedProcess()
         self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         self._rates: dict | None = None
@@ -88,6 +95,21 @@ class Session:
             )
         return self.groups[key]
 
+    def network(self, name: str, direction: str):
+        key = name, direction
+        if key not in self.networks:
+            _ = self.rates
+            work = next(w for w in NETWORKS if w.name == name)
+            self.networks[key] = run_network_group(
+                work.small() if QUICK else work,
+                direction,
+                self.selected[key],
+                self.config.getoption("--budget"),
+                2 if QUICK else 3,
+                self.config.getoption("--device"),
+            )
+        return self.networks[key]
+
     def results(self) -> dict:
         return {
             "machine": machine(),
@@ -97,6 +119,7 @@ class Session:
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "quick": QUICK,
             "groups": [group.as_dict(self.rates) for group in self.groups.values()],
+            "networks": [group.as_dict() for group in self.networks.values()],
         }
 
 
@@ -104,22 +127,34 @@ SESSION = pytest.StashKey[Session]()
 
 
 @pytest.fixture(scope="session")
-def measured(request):
-    """``measured(workload, direction)``: the group, measured at the first call."""
+def measuring(request):
+    """The session that measures, its threads set."""
     quiet_warnings()
     threads = torch.get_num_threads()
     if QUICK:  # nothing is large enough for more, and CI machines share their cores
         torch.set_num_threads(1)
     session = request.config.stash[SESSION]
-    yield session.group
+    yield session
     session.child.close()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def measured(measuring):
+    """``measured(workload, direction)``: the group, measured at the first call."""
+    return measuring.group
+
+
+@pytest.fixture
+def measured_network(measuring):
+    """``measured_network(network, direction)``: likewise."""
+    return measuring.network
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-benchmark's tables
 def pytest_terminal_summary(terminalreporter, config):
     session = config.stash[SESSION]
-    if not session.groups:
+    if not session.groups and not session.networks:
         return
     found = session.results()
     rates, computer = found["rates"], found["machine"]
@@ -132,6 +167,10 @@ def pytest_terminal_summary(terminalreporter, config):
     for group in found["groups"]:
         terminalreporter.write_line("")
         for line in group_table(group, rates):
+            terminalreporter.write_line(line)
+    for group in found["networks"]:
+        terminalreporter.write_line("")
+        for line in network_table(group):
             terminalreporter.write_line(line)
     path = config.getoption("--results")
     if path:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from harness import Samples, build, measure, worth_more
 from mapped import MappedProcess
+from memory import peak_bytes
 from peers import PEERS, peers_for
 from table import ours as ours_in
 from workloads import DIRECTIONS, WORKLOADS, Case, Workload, make_case
@@ -73,8 +74,11 @@ def run_group(
     built = build(case, names)
     group.skipped, group.failed = built.skipped, built.failed
     group.samples = measure(built.variants, budget * SHARES[direction], min_rounds, device)
-    names = worth_more(group.samples)
-    del case, built
+    for name, made in built.variants.items():
+        with made.mode():
+            group.samples[name].peak_bytes = peak_bytes(made.run, device)
+    names = worth_more(group.samples, built.variants)
+    del case, built, made
     if direction == "eval" and device == "cpu" and names:
         answer = child.measure(
             workload=asdict(workload), direction=direction, names=names, min_rounds=min_rounds,
@@ -93,6 +97,7 @@ def group_table(group: dict, rates: dict) -> list[str]:
     ]
     ours = ours_in(group)
     head = f"  {'':34}{'ms':>10}{'quartiles':>19}{'x ours':>8}{'GFLOP/s':>9}{'floor':>7}"
+    head += f"{'peak MB':>9}"
     lines.append(head + (f"{'mapped ms':>12}{'x ours':>8}{'floor':>7}" if mapped else ""))
     for name in sorted(fresh, key=lambda name: fresh[name]["median"]):
         lines.append(_row(name, fresh, mapped, ours, group))
@@ -110,6 +115,7 @@ def _row(name: str, fresh: dict, mapped: dict, ours: str | None, group: dict) ->
     gflops = group["flops"] / s["median"] / 1e9
     share = f"{group['floor'] / s['median']:.0%}"
     line = f"  {name:34}{_ms(s['median']):>10}{quartiles:>19}{ratio:>8}{gflops:>9.1f}{share:>7}"
+    line += f"{'' if s['peak_bytes'] is None else round(s['peak_bytes'] / 1e6, 1):>9}"
     if name in mapped:
         m = mapped[name]["median"]
         ratio = f"{m / mapped[ours]['median']:.2f}" if ours in mapped else ""

@@ -9,15 +9,13 @@ those that ours is to be compared with: the loop and the library's forms.
 
 **Fresh and mapped.** glibc gives large freed blocks back to the system, so that each large output
 is made of pages that the system must first map and clear: page faults, which can cost more than the
-arithmetic. That is what users see (*fresh*). The same code in a child process where glibc keeps
-freed blocks (``mallopt``: M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1) shows the kernels alone (*mapped*).
-Page faults a call are counted beside the times, so that both can be told to be what they are
-called.
+arithmetic. That is what users see (*fresh*). The same code in a child process that keeps freed
+blocks (``bunit_kernels.memory``) shows the kernels alone (*mapped*). Page faults a call are counted
+beside the times, so that both can be told to be what they are called.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import random
 import resource
@@ -55,6 +53,7 @@ class Samples:
     seconds: list[float] = field(default_factory=list)
     faults: list[float] = field(default_factory=list)
     iterations: int = 1
+    peak_bytes: int | None = None  # see memory.py; None where it was not measured
 
     def add(self, seconds: float, faults: float) -> None:
         self.seconds.append(seconds)
@@ -75,18 +74,21 @@ class Samples:
             "rounds": len(seconds),
             "iterations": self.iterations,
             "faults": statistics.median(self.faults),
+            "peak_bytes": self.peak_bytes,
         }
 
 
-def worth_more(samples: dict[str, Samples]) -> list[str]:
-    """The variants that are not hopelessly slow."""
+def worth_more(samples: dict[str, Samples], variants: dict[str, Variant]) -> list[str]:
+    """Names of the variants that are not hopelessly slow."""
     medians = {name: statistics.median(s.seconds) for name, s in samples.items()}
     limit = HOPELESS * min(medians.values(), default=0)
-    return [name for name, t in medians.items() if t <= limit or not may_be_hopeless(name, t)]
+    return [
+        name for name, t in medians.items() if t <= limit or not may_be_hopeless(variants[name], t)
+    ]
 
 
-def may_be_hopeless(name: str, seconds: float) -> bool:
-    return seconds > SLOW_SECONDS and PEERS[name].family == "other"
+def may_be_hopeless(made: Variant, seconds: float) -> bool:
+    return seconds > SLOW_SECONDS and made.expendable
 
 
 @dataclass
@@ -107,6 +109,7 @@ def build(case: Case, names: list[str], checked: bool = True) -> Built:
     for name in names:
         try:
             made = PEERS[name].build(case)
+            made.expendable = PEERS[name].family == "other"
             if checked:
                 check(name, made, expected)
             else:
@@ -148,7 +151,9 @@ def measure(
     limit = best * (HOPELESS_IN_HASTE if haste else HOPELESS)
     for name, seconds in first.items():
         samples[name].iterations = max(1, min(100, int(SAMPLE_SECONDS / seconds)))
-    hopeless = {name for name, t in first.items() if t > limit and may_be_hopeless(name, t)}
+    hopeless = {
+        name for name, t in first.items() if t > limit and may_be_hopeless(variants[name], t)
+    }
     for name in hopeless:  # its warm-up is one of its two rounds
         samples[name].add(*warm_up[name])
     order = random.Random(0)
@@ -194,20 +199,6 @@ def _synchronise(device: str) -> None:
 
 def _page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-def keep_memory_mapped() -> bool:
-    """Makes glibc keep all freed memory in this process; ``False`` where there is no glibc.
-
-    M_MMAP_MAX=0 and not a large M_MMAP_THRESHOLD, because glibc refuses thresholds above 32 MiB.
-    """
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    settings = ((m_mmap_max, 0), (m_trim_threshold, -1), (m_arena_max, 1))
-    return all(mallopt(name, value) == 1 for name, value in settings)
 
 
 def quiet_warnings() -> None:

@@ -1,6 +1,6 @@
 """The child process for *mapped* times: reads jobs as JSON lines, answers each with one line.
 
-Keeps all freed memory mapped (see :mod:`harness`), before anything large is allocated.
+Keeps all freed memory mapped (see :mod:`harness`) before anything large is allocated.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ def main() -> None:
     # Whatever else prints goes to stderr; the answers have the real stdout to themselves.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from harness import keep_memory_mapped, quiet_warnings
+    from harness import quiet_warnings
 
-    kept = keep_memory_mapped()
+    from bunit_kernels.memory import keep_freed_memory
+
+    kept = keep_freed_memory()
     quiet_warnings()
     import torch
 

@@ -35,11 +35,13 @@ class Unsupported(RuntimeError):
 class Variant:
     """``run`` is timed inside ``mode()`` and returns (output,) or (output, gradient of the input,
     *gradients of the parameters); ``gradients`` turns the latter into the loop's order: one flat
-    tensor for each parameter of a unit's chain, all units one after another."""
+    tensor for each parameter of a unit's chain, all units one after another. Of an ``expendable``
+    one few rounds are enough where it is slow."""
 
     run: Callable[[], tuple[Tensor, ...]]
     mode: Callable[[], AbstractContextManager]
     gradients: Callable[[Sequence[Tensor]], list[Tensor]]
+    expendable: bool = False
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,42 @@ def markdown(found: dict) -> list[str]:
         if groups:
             lines += ["", f"### {title}", ""]
             lines += _table(groups)
+    if found.get("networks"):
+        lines += ["", "### Whole networks", "", *_networks(found["networks"])]
     return lines
+
+
+def _networks(groups: list[dict]) -> list[str]:
+    """A network and direction a row, each network in its faster memory format."""
+    head = (
+        "| network | FLOPs saved | ours, ms | dense, ms | ours takes | time conversion "
+        "| by grouped convolutions | peak MB | dense |"
+    )
+    lines = [head, "|---" + "|---:" * (head.count("|") - 2) + "|"]
+    for group in groups:
+        fresh, fastest, flops = group["fresh"], group["fastest"], group["flops"]
+        if None in fastest.values():
+            continue
+        ours, dense = (fresh[fastest[kind]] for kind in ("bunit", "dense"))
+        grouped = [s["median"] for name, s in fresh.items() if "grouped" in name]
+        lines.append(
+            f"| {group['description']}, {group['direction']} "
+            f"| {1 - flops['bunit'] / flops['dense']:.1%} "
+            f"| {ours['median'] * 1e3:.3g} | {dense['median'] * 1e3:.3g} "
+            f"| {ours['median'] / dense['median']:.2f} | {group['time_conversion']:.2f} "
+            f"| {_times_as_long(grouped, ours)} "
+            f"| {_megabytes(ours)} | {_megabytes(dense)} |"
+        )
+    return lines
+
+
+def _times_as_long(seconds: list[float], ours: dict) -> str:
+    return f"{min(seconds) / ours['median']:.2f}x" if seconds else "-"
+
+
+def _megabytes(summary: dict) -> str:
+    peak = summary.get("peak_bytes")
+    return "-" if peak is None else f"{peak / 1e6:.0f}"
 
 
 def _table(groups: list[dict]) -> list[str]:

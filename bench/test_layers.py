@@ -1,48 +1,13 @@
-"""Layers against their peers: ``pytest bench/ --benchmark-only``, one test a variant.
-
-The variants of a group are timed together, interleaved (see :mod:`harness`), when the first of
-their tests runs. pytest-benchmark times by itself and one test after another, so it gets the
-recorded durations through its own public door, a timer: :class:`Replay` hands them out one by one
-while a target that does nothing "runs". Its tables, ``--benchmark-json`` and ``-k`` then work as
-ever, on durations that were really measured.
-"""
+"""Layers against their peers: ``pytest bench/ --benchmark-only``, one test a variant."""
 
 from __future__ import annotations
 
 import pytest
-
-
-class Replay:
-    """A timer for pytest-benchmark: between an odd call and the even one that follows lies the
-    next recorded duration."""
-
-    def __init__(self):
-        self.durations, self.running = iter(()), False
-
-    def load(self, durations: list[float]) -> None:
-        self.durations, self.running = iter(durations), False
-
-    def __call__(self) -> float:
-        self.running = not self.running
-        return 0.0 if self.running else next(self.durations)
-
-
-REPLAY = Replay()
-
-
-def _was_timed_before():
-    pass
+from replay import REPLAY, replay
 
 
 @pytest.mark.benchmark(timer=REPLAY)
 def test_layer(benchmark, measured, workload, direction, variant):
     benchmark.group = f"{workload} {direction}"
     group = measured(workload, direction)
-    if variant in group.skipped:
-        benchmark.skipped = True
-        pytest.skip(group.skipped[variant])
-    assert variant not in group.failed, group.failed[variant]
-    samples = group.samples[variant]
-    benchmark.extra_info.update(samples.summary(), mapped=group.mapped.get(variant))
-    REPLAY.load(samples.seconds)
-    benchmark.pedantic(_was_timed_before, rounds=len(samples.seconds))
+    replay(benchmark, group, variant, mapped=group.mapped.get(variant))

@@ -17,8 +17,9 @@ from bunit_kernels.models import create_model
 from bunit_kernels.train import main
 from bunit_kernels.train.checkpoint import load_checkpoint
 from bunit_kernels.train.errors import UserError
+from bunit_kernels.train.feed import Feed
 from bunit_kernels.train.files import write_atomically, write_json
-from bunit_kernels.train.loop import Feed, Learner, learning_rate
+from bunit_kernels.train.loop import Learner, learning_rate
 from bunit_kernels.train.prepare import find_device
 from bunit_kernels.train.progress import Progress
 from bunit_kernels.train.settings import Settings

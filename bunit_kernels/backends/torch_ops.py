@@ -38,7 +38,7 @@ class TorchOps(ByLevel):
         return activate(activation, y)
 
     def unit_linear(self, x, weights, biases, layout, activations):
-        if any(len(level.kinds()) > 1 for level in layout.levels):
+        if not all(level.uniform for level in layout.levels):
             return super().unit_linear(x, weights, biases, layout, activations)
         y = _by_unit(x, layout.num_units)  # and so until the end
         for i, weight in enumerate(weights):
@@ -68,9 +68,9 @@ def _product(x, weight, bias):
 def _by_kind(op, x, weight, bias, level, dim):
     """Runs ``op(x, weight, bias, units)`` once for each kind of unit, on that kind's channels
     gathered, and puts the outputs back in the units' order. Equal neighbours stay together."""
-    kinds = level.kinds()
-    if len(kinds) == 1:
+    if level.uniform:
         return op(x, weight, bias, range(len(level.blocks)))
+    kinds = level.kinds()
     sized = groupby(zip(level.blocks, level.weight_sizes, strict=True))
     runs = [(*block_and_size, len(list(units))) for block_and_size, units in sized]
     out_widths = [count * c_out for (_, c_out, _), _, count in runs]

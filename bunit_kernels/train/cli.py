@@ -151,14 +151,23 @@ def _add_task(group) -> None:
     _option(
         group,
         "data",
-        "digits, synthetic, or a path: MNIST's idx files or mnist.npz, CIFAR-10's Python batches, "
-        "a folder of images (train/CLASS/*, test/CLASS/*, or CLASS/*)",
+        "digits, synthetic, or a path: MNIST's idx files or mnist.npz, CIFAR-10's or CIFAR-100's "
+        "Python batches, Tiny-ImageNet, ImageNet, a folder of images (train/CLASS/*, test/CLASS/*, "
+        "or CLASS/*)",
     )
     _option(group, "image_size", "makes all images N x N pixels", type=int, metavar="N")
     _option(
         group,
+        "stream",
+        "decode a folder's images as they are needed; without it where they are more than 4 GiB "
+        "as bytes",
+        action=argparse.BooleanOptionalAction,
+    )
+    _option(
+        group,
         "augment",
-        "variation of training images; auto: crop-flip for colour, none for grey",
+        "variation of training images; auto: crop-flip for colour (streamed: resized-crop-flip), "
+        "none for grey",
         choices=AUGMENTATIONS,
     )
     _option(group, "limit", "use at most N training and test images", type=int, metavar="N")
@@ -173,6 +182,7 @@ def _add_recipe(group) -> None:
     _option(group, "weight_decay", "on weights, not on biases and norms", type=float)
     _option(group, "warmup_epochs", "of linear warm-up", type=float)
     _option(group, "label_smoothing", "of the cross entropy", type=float)
+    _option(group, "mixup", "parameter alpha of mixup, such as 0.2; 0: none", type=float)
     _option(group, "seed", "of the weights, the order and the variation", type=int)
     _option(group, "beta", "weight of the saving in TCA and TSA", type=float)
 
@@ -197,7 +207,13 @@ def _add_machine(group) -> None:
     _option(group, "compile", "torch.compile the networks")
     _option(group, "deterministic", "refuse operations that are not")
     _option(group, "threads", "of torch on the CPU", type=int, metavar="N")
-    _option(group, "workers", "threads that decode an image folder", type=int, metavar="N")
+    _option(
+        group,
+        "workers",
+        "threads that decode an image folder; processes where it is streamed",
+        type=int,
+        metavar="N",
+    )
 
 
 def _add_files(group) -> None:

@@ -8,7 +8,8 @@ from .. import backends
 from . import report as reporting
 from .checkpoint import build_model, check_data, check_model
 from .errors import UserError, first_line
-from .loop import Feed, Learner
+from .feed import make_feed
+from .loop import Learner
 from .prepare import prepare_device, read_data
 from .settings import Settings
 
@@ -27,7 +28,7 @@ def evaluate(settings: Settings, checkpoint: Path, content: dict) -> None:
     data = read_data(settings)
     check_data(content, checkpoint, data)
     learner = Learner(settings.model, build_model(content, checkpoint), settings, device)
-    feed = Feed(data, settings, device, (content["mean"], content["deviation"]))
+    feed = make_feed(data, settings, device, (content["mean"], content["deviation"]))
     try:
         figures = reporting.sizes(learner.model, data.shape)
         _, figures["accuracy"] = learner.evaluate(feed)

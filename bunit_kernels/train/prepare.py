@@ -55,7 +55,7 @@ def read_data(settings: Settings) -> ImageData:
     Raises:
         UserError: see ``load_data``.
     """
-    data = load_data(settings.data, settings.image_size, settings.workers)
+    data = load_data(settings.data, settings.image_size, settings.workers, settings.stream)
     return data.limited(settings.limit)
 
 

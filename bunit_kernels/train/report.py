@@ -19,7 +19,8 @@ from ..metrics import (
     render_table,
 )
 from .data import ImageData
-from .loop import Feed, Learner
+from .feed import Feed
+from .loop import Learner
 from .settings import Settings
 
 _ROUNDS = 20  # of the timing at the end; the median is printed

@@ -13,8 +13,9 @@ from ..models import create_model, dense_counterpart
 from . import report as reporting
 from .checkpoint import check_data, check_model, load_checkpoint, load_weights, save_checkpoint
 from .errors import UserError, first_line, require
+from .feed import make_feed
 from .files import write_json
-from .loop import Feed, Learner
+from .loop import Learner
 from .prepare import make_folder, prepare_device, read_data
 from .progress import Progress
 from .settings import Settings
@@ -49,7 +50,7 @@ class Run:
         require("tqdm", "tqdm", "the progress bar")  # said now rather than after the data is read
         self.device = prepare_device(settings)
         self.data = read_data(settings)
-        self.feed = Feed(self.data, settings, self.device)
+        self.feed = make_feed(self.data, settings, self.device)
         names = [settings.model]
         dense = dense_counterpart(settings.model)
         if settings.dense and dense is not None:
@@ -115,9 +116,7 @@ class Run:
     def _try_out(self, learner: Learner) -> dict[str, int]:
         """Counts the network, and takes a step on a copy of it (a step changes weights and running
         statistics), so that what cannot run here is said before training."""
-        images = self.data.train.images[: min(2, self.feed.batch_size)].to(self.device)
-        labels = self.data.train.labels[: len(images)].to(self.device)
-        x = self.feed.normalise(images)
+        x, labels = self.feed.sample(min(2, self.feed.batch_size))
         trial = copy.deepcopy(learner.model).train()
         try:
             counts = reporting.sizes(learner.model, self.data.shape)

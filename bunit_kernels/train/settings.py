@@ -29,6 +29,7 @@ class Settings:
     dense: bool = True
     data: str = "digits"
     image_size: int | None = None
+    stream: bool | None = None
     augment: str = "auto"
     limit: int | None = None
     epochs: int = 30
@@ -39,6 +40,7 @@ class Settings:
     weight_decay: float = 5e-4
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
+    mixup: float = 0.0
     seed: int = 0
     device: str = "auto"
     backend: str | None = None
@@ -61,6 +63,7 @@ class Settings:
             ("weight_decay", 0, math.inf),
             ("warmup_epochs", 0, math.inf),
             ("label_smoothing", 0, 1),
+            ("mixup", 0, math.inf),
             ("seed", 0, 2**48),
         ):
             value = getattr(self, name)

@@ -1,8 +1,9 @@
-"""CIFAR-10 from its standard Python batches, without running what a pickle asks for."""
+"""CIFAR-10 and CIFAR-100 from their Python files, without running what a pickle asks for."""
 
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,43 @@ import torch
 from ..errors import UserError
 from .images import ImageData, LabelledImages
 
-_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
-_TEST = "test_batch"
 _PIXELS = 3 * 32 * 32
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How one of the two data sets is laid out in its files."""
+
+    name: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    labels: bytes
+    meta: str
+    class_names: bytes
+    classes: int
+
+
+CIFAR10 = Variant(
+    name="CIFAR-10",
+    folder="cifar-10-batches-py",
+    train=tuple(f"data_batch_{i}" for i in range(1, 6)),
+    test="test_batch",
+    labels=b"labels",
+    meta="batches.meta",
+    class_names=b"label_names",
+    classes=10,
+)
+CIFAR100 = Variant(
+    name="CIFAR-100",
+    folder="cifar-100-python",
+    train=("train",),
+    test="test",
+    labels=b"fine_labels",
+    meta="meta",
+    class_names=b"fine_label_names",
+    classes=100,
+)
 
 # All that a pickled dict of bytes, ints and one uint8 array refers to; numpy 2 renamed its module.
 _ALLOWED = {
@@ -34,32 +69,34 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def find_cifar(folder: Path) -> Path | None:
-    """``folder`` or its ``cifar-10-batches-py``, whichever holds the batches."""
-    for candidate in (folder, folder / "cifar-10-batches-py"):
-        if (candidate / _TRAIN[0]).exists() or (candidate / _TEST).exists():
-            return candidate
+def find_cifar(folder: Path) -> tuple[Path, Variant] | None:
+    """``folder`` or the folder of an archive in it, whichever holds files of a data set."""
+    for variant in (CIFAR10, CIFAR100):
+        for candidate in (folder, folder / variant.folder):
+            if any((candidate / name).is_file() for name in (*variant.train, variant.test)):
+                return candidate, variant
     return None
 
 
-def load_cifar(folder: Path) -> ImageData:
-    """``data_batch_1`` to ``data_batch_5`` and ``test_batch``, as the data set's site serves them.
+def load_cifar(folder: Path, variant: Variant) -> ImageData:
+    """``data_batch_1`` to ``data_batch_5`` and ``test_batch``, or CIFAR-100's ``train`` and
+    ``test`` with its 100 fine labels, as the data sets' site serves them.
 
     Raises:
         UserError: one is missing, cut short, or holds anything but arrays.
     """
-    missing = [name for name in (*_TRAIN, _TEST) if not (folder / name).exists()]
+    missing = [name for name in (*variant.train, variant.test) if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder} lacks CIFAR-10's {', '.join(missing)}")
-    parts = [_read_batch(folder / name) for name in _TRAIN]
+        raise UserError(f"{folder} lacks {variant.name}'s {', '.join(missing)}")
+    parts = [_read_batch(folder / name, variant) for name in variant.train]
     train = LabelledImages(*map(torch.cat, zip(*parts, strict=True)))
-    test = LabelledImages(*_read_batch(folder / _TEST))
-    return ImageData(str(folder), train, test, _class_names(folder / "batches.meta"))
+    test = LabelledImages(*_read_batch(folder / variant.test, variant))
+    return ImageData(str(folder), train, test, _class_names(folder, variant))
 
 
-def _read_batch(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    content = _unpickle(path)
-    images, labels = content.get(b"data"), content.get(b"labels")
+def _read_batch(path: Path, variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
+    content = _unpickle(path, variant)
+    images, labels = content.get(b"data"), content.get(variant.labels)
     if (
         not isinstance(images, np.ndarray)
         or images.dtype != np.uint8
@@ -68,25 +105,26 @@ def _read_batch(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     ):
         raise UserError(f"{path}: expected 'data' to be a uint8 array [N, {_PIXELS}]")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise UserError(f"{path}: expected 'labels' to be a list of ints")
+        raise UserError(f"{path}: expected {variant.labels.decode()!r} to be a list of ints")
     return torch.from_numpy(images.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels)
 
 
-def _unpickle(path: Path) -> dict:
+def _unpickle(path: Path, variant: Variant) -> dict:
     try:
         with path.open("rb") as file:
             content = _ArraysOnly(file, encoding="bytes").load()
     # A damaged pickle can raise nearly anything.
     except Exception as error:
-        raise UserError(f"cannot read {path} as a CIFAR-10 batch: {error}") from error
+        raise UserError(f"cannot read {path} as a {variant.name} batch: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a pickled dict, got {type(content).__name__}")
     return {k.encode() if isinstance(k, str) else k: v for k, v in content.items()}
 
 
-def _class_names(path: Path) -> tuple[str, ...]:
+def _class_names(folder: Path, variant: Variant) -> tuple[str, ...]:
+    path = folder / variant.meta
     if path.exists():
-        names = _unpickle(path).get(b"label_names")
-        if isinstance(names, list) and len(names) == 10:
+        names = _unpickle(path, variant).get(variant.class_names)
+        if isinstance(names, list) and len(names) == variant.classes:
             return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
-    return tuple(map(str, range(10)))
+    return tuple(map(str, range(variant.classes)))

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
 
+#: Bytes of decoded images. A data set up to this size is held in memory, and copied to an
+#: accelerator whole; a larger folder of images is decoded anew each epoch.
+IN_MEMORY = 4 * 2**30
+
+_NAMED = 10  # classes that an error names
 _CHUNK = 1024  # images that are floats at one time
 
 
 @dataclass(frozen=True)
 class LabelledImages:
+    """Images in memory."""
+
     images: Tensor  # [N, C, H, W] uint8
     labels: Tensor  # [N] int64
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of one image."""
+        return tuple(self.images.shape[1:])
 
     def __getitem__(self, index) -> LabelledImages:
         return LabelledImages(self.images[index], self.labels[index])
@@ -27,27 +41,53 @@ class LabelledImages:
     def to(self, device: torch.device) -> LabelledImages:
         return LabelledImages(self.images.to(device), self.labels.to(device))
 
+    def resized(self, size: int) -> LabelledImages:
+        return replace(self, images=_resize(self.images, size))
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Images in files, which are decoded when they are needed.
+
+    The names are one block of memory: a million Python objects would be copied to each process
+    that decodes, as their reference counts change.
+    """
+
+    files: np.ndarray  # [N] bytes, see os.fsencode
+    labels: Tensor  # [N] int64
+    shape: tuple[int, int, int]  # (C, H, W) of one image once it is decoded
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: slice | Tensor) -> LabelledFiles:
+        rows = index if isinstance(index, slice) else np.asarray(index)
+        return replace(self, files=self.files[rows], labels=self.labels[index])
+
+    def path(self, index: int) -> str:
+        return os.fsdecode(self.files[index])
+
 
 @dataclass(frozen=True)
 class ImageData:
-    """A training and a test set of one image size.
+    """A training and a test set of one image size, both in memory or both in files.
 
     Raises:
         UserError: a set is empty, or the two do not fit each other.
     """
 
     name: str
-    train: LabelledImages
-    test: LabelledImages
+    train: LabelledImages | LabelledFiles
+    test: LabelledImages | LabelledFiles
     classes: tuple[str, ...]
 
     def __post_init__(self):
         for which, part in (("training", self.train), ("test", self.test)):
             if len(part) == 0:
                 raise UserError(f"{self.name} holds no {which} image")
-            if len(part.images) != len(part.labels):
+            if len(part) != len(part.labels):
                 raise UserError(
-                    f"{self.name}: {len(part.images)} {which} images, {len(part.labels)} labels"
+                    f"{self.name}: {len(part)} {which} images, {len(part.labels)} labels"
                 )
             low, high = int(part.labels.min()), int(part.labels.max())
             if low < 0 or high >= len(self.classes):
@@ -55,16 +95,38 @@ class ImageData:
                     f"{self.name}: {which} labels from {low} to {high}, but there are "
                     f"{len(self.classes)} classes"
                 )
-        shapes = [tuple(part.images.shape[1:]) for part in (self.train, self.test)]
-        if shapes[0] != shapes[1]:
+        if self.train.shape != self.test.shape:
             raise UserError(
-                f"{self.name}: training images are {_by(shapes[0])}, test images {_by(shapes[1])}"
+                f"{self.name}: training images are {_by(self.train.shape)}, test images "
+                f"{_by(self.test.shape)}"
             )
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of one image."""
-        return tuple(self.train.images.shape[1:])
+        return self.train.shape
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images are decoded as they are needed, rather than held in memory."""
+        return isinstance(self.train, LabelledFiles)
+
+    def check_classes(self) -> None:
+        """Raises ``UserError`` where a class is in one part alone. One that is in neither harms
+        nothing: labels may start from 1."""
+        counts = [
+            torch.bincount(part.labels, minlength=len(self.classes))
+            for part in (self.train, self.test)
+        ]
+        for which, here, there in (("test", *counts), ("training", *counts[::-1])):
+            missing = ((here > 0) & (there == 0)).nonzero().squeeze(1).tolist()
+            if missing:
+                names = ", ".join(self.classes[label] for label in missing[:_NAMED])
+                more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+                raise UserError(
+                    f"{self.name} has no {which} image of {len(missing)} of its "
+                    f"{len(self.classes)} classes: {names}{more}"
+                )
 
     def describe(self) -> str:
         return (
@@ -76,11 +138,7 @@ class ImageData:
         """The same with images of ``size`` x ``size`` pixels."""
         if self.shape[1:] == (size, size):
             return self
-        parts = (
-            LabelledImages(_resize(part.images, size), part.labels)
-            for part in (self.train, self.test)
-        )
-        return replace(self, **dict(zip(("train", "test"), parts, strict=True)))
+        return replace(self, train=self.train.resized(size), test=self.test.resized(size))
 
     def limited(self, count: int | None) -> ImageData:
         """The same with at most ``count`` training and test images, always the same ones."""

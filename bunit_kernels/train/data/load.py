@@ -14,25 +14,32 @@ from .images import ImageData
 BUILTIN = {"digits": load_digits, "synthetic": load_synthetic}
 
 
-def load_data(source: str, image_size: int | None = None, workers: int | None = None) -> ImageData:
-    """Reads a data set whole.
+def load_data(
+    source: str,
+    image_size: int | None = None,
+    workers: int | None = None,
+    stream: bool | None = None,
+) -> ImageData:
+    """Reads a data set, whole or, of a large folder of images, its list of files.
 
     Args:
-        source: ``digits``, ``synthetic``, or a path: a folder with MNIST's idx files or CIFAR-10's
+        source: ``digits``, ``synthetic``, or a path: a folder with MNIST's idx files or CIFAR's
             Python batches, an ``.npz`` file like MNIST's, one of the idx files, or a folder of
-            images with a sub-folder a class.
+            images with a sub-folder a class, such as Tiny-ImageNet and ImageNet.
         image_size: makes every image a square of that side.
         workers: threads that decode images; ``None`` for one a core.
+        stream: whether a folder's images are decoded as they are needed; ``None`` for where they
+            are many.
 
     Raises:
-        UserError: there is nothing of the kind, or it is damaged.
+        UserError: there is nothing of the kind, it is damaged, or a class is in one part alone.
     """
     if source in BUILTIN:
         data = BUILTIN[source]()
     else:
         path = Path(source).expanduser()
         if path.is_dir():
-            data = _load_directory(path, image_size, workers)
+            data = _load_directory(path, image_size, workers, stream)
         elif path.is_file():
             data = _load_file(path)
         else:
@@ -40,10 +47,15 @@ def load_data(source: str, image_size: int | None = None, workers: int | None = 
                 f"unknown data {source!r}: expected {', '.join(BUILTIN)} or the path of a file or "
                 "folder that exists"
             )
+    if stream and not data.streamed:
+        raise UserError(f"{source} is read whole: --stream is for folders of images")
+    data.check_classes()
     return data if image_size is None else data.resized(image_size)
 
 
-def _load_directory(path: Path, image_size: int | None, workers: int | None) -> ImageData:
+def _load_directory(
+    path: Path, image_size: int | None, workers: int | None, stream: bool | None
+) -> ImageData:
     for folder in (path, path / "raw", path / "MNIST" / "raw"):
         if folder.is_dir() and find_idx(folder):
             return load_idx(folder)
@@ -51,8 +63,8 @@ def _load_directory(path: Path, image_size: int | None, workers: int | None) -> 
         return load_npz(path / "mnist.npz")
     cifar = find_cifar(path)
     if cifar is not None:
-        return load_cifar(cifar)
-    return load_folder(path, image_size, workers)
+        return load_cifar(*cifar)
+    return load_folder(path, image_size, workers, stream)
 
 
 def _load_file(path: Path) -> ImageData:
