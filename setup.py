@@ -24,6 +24,11 @@ from setuptools import build_meta as _setuptools
 from setuptools.build_meta import *  # noqa: F403  the hooks that stay as they are
 from setuptools.command.build_ext import build_ext
 
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # before setuptools 70.1, which --no-build-isolation may find
+    from wheel.bdist_wheel import bdist_wheel
+
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11
@@ -163,6 +168,18 @@ class BuildStable(build_ext):
         subprocess.check_call([ninja, "-C", str(folder)])
 
 
+class AnyPythonWheel(bdist_wheel):
+    """A wheel of shared objects in which there is no Python: for every Python, for one platform."""
+
+    def run(self) -> None:
+        # What an earlier build left there, an object for CUDA perhaps, would come along.
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 def _ninja_of_package() -> str | None:
     try:
         import ninja
@@ -192,5 +209,5 @@ if __name__ == "__main__":
     setup(
         # Asking for metadata needs neither torch nor a compiler.
         ext_modules=extensions() if building else [Extension("bunit_kernels._C_cpu", [])],
-        cmdclass={"build_ext": BuildStable},
+        cmdclass={"bdist_wheel": AnyPythonWheel, "build_ext": BuildStable},
     )
