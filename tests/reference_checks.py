@@ -41,15 +41,28 @@ def check_against_reference(op, case, dtype, seed, device="cpu"):
     """Output and all gradients of ``op`` under the backend in force, on ``device``."""
     norms = op is unit_conv2d_train
     tensors = converted(draw(case, seed, norms=norms), dtype)
+    expected, scales = reference_results(op, case, tensors)
+    actual = outputs_and_gradients(op, case, on_device(tensors, device))
+    assert actual.keys() == expected.keys()
+    check_results(actual, expected, scales, case, dtype)
+
+
+def reference_results(op, case, tensors):
+    """What ``op`` gives for ``tensors`` by the ``reference`` backend in float64, with all
+    gradients; and the scales of the gradients' errors."""
     exact = converted(tensors, torch.float64)
     with backend("reference"):
         expected = outputs_and_gradients(op, case, exact)
-    actual = outputs_and_gradients(op, case, on_device(tensors, device))
+    return expected, gradient_scales(case, exact, expected)
+
+
+def check_results(actual, expected, scales, case, dtype):
+    """Whatever is in ``actual`` is of ``dtype`` and as near as that allows to what is expected."""
     share = tolerance(dtype, case.longest_sum, roundings(case))
-    scales = gradient_scales(case, exact, expected)
-    for name, value in expected.items():
-        assert actual[name].dtype == dtype
-        assert_near(actual[name].cpu(), value, share, f"{name} of {case}", scales.get(name, 0.0))
+    for name, value in actual.items():
+        assert value.dtype == dtype
+        what = f"{name} of {case}"
+        assert_near(value.cpu(), expected[name], share, what, scales.get(name, 0.0))
 
 
 def check_nonfinite(case, tensors, dtype):

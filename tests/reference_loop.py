@@ -119,6 +119,7 @@ def _linear_map(case, t, index, level):
 
 
 def _batch_norm(h: Tensor, gamma: Tensor, beta: Tensor, fixed_statistics: bool) -> Tensor:
+    gamma = gamma.contiguous()  # as in backends/_by_level.py
     mean, var = None, None
     if fixed_statistics:
         mean = h.detach().mean((0, 2, 3))

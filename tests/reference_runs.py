@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable, Collection
 
 import torch
 from reference_cases import Case, ConvCase, LinearCase, layout_of
@@ -14,6 +15,10 @@ from bunit_kernels import functional as F
 
 #: What drawn tensors keep to (see ``Condition``), so that results can be compared.
 KINK_DISTANCE, SPREAD = 1e-5, 0.1
+
+
+class NotComparable(AssertionError):
+    """A case whose every draw has a value at a kink, or a channel that is all but constant."""
 
 
 def draw(
@@ -35,7 +40,7 @@ def draw(
         found = condition(case, tensors)
         if found.kink_distance > KINK_DISTANCE and found.spread > SPREAD:
             return tensors
-    raise AssertionError(f"no draw for {case} can be compared: {found}")
+    raise NotComparable(f"no draw for {case} can be compared: {found}")
 
 
 def _draw(case: Case, generator: torch.Generator, norms: bool) -> Tensors:
@@ -71,6 +76,10 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
         return x.repeat_interleave(2, dim=-1)[..., ::2]
     if layout == "expanded" and x.dim() > 1 and x.shape[0] > 0:
         return x[:1].expand_as(x)
+    if layout == "window":  # what is left of a larger tensor whose edges were cut off
+        larger = x.new_zeros([n + 2 for n in x.shape])
+        window = larger[(slice(1, -1),) * x.dim()]
+        return window.copy_(x)
     if layout == "loose":
         x = x.contiguous()
         strides = [
@@ -82,42 +91,48 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 def converted(tensors: Tensors, dtype: torch.dtype) -> Tensors:
     """The same values rounded to ``dtype``, in the strides they have."""
-    return {
-        name: [t.to(dtype, memory_format=torch.preserve_format) for t in ts]
-        for name, ts in tensors.items()
-    }
+    return _each_storage(tensors, lambda t: t.to(dtype))
 
 
 def on_device(tensors: Tensors, device: str) -> Tensors:
     """The same on another device, in the strides they have."""
-    if device == "cpu":
-        return tensors
-    return {name: [_moved(t, device) for t in ts] for name, ts in tensors.items()}
+    return _each_storage(tensors, lambda t: t.to(device))
 
 
-def _moved(t: Tensor, device: str) -> Tensor:
+def _each_storage(tensors: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
+    """Applies ``change`` to what tensors are views of. PyTorch's own conversions keep the strides
+    of dense tensors alone: of a slice they make a tensor without gaps."""
+    return {name: [_by_storage(t, change) for t in ts] for name, ts in tensors.items()}
+
+
+def _by_storage(t: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     if t.numel() == 0:
-        return t.to(device)
+        return change(t)
     # All elements from the first to the last, whether the tensor has them or not.
     last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-    return t.as_strided((last + 1,), (1,)).to(device).as_strided(t.shape, t.stride())
+    start = t.storage_offset()
+    whole = change(t.as_strided((start + last + 1,), (1,), 0))
+    return whole.as_strided(t.shape, t.stride(), start)
 
 
-def outputs_and_gradients(op, case: Case, tensors: Tensors) -> dict[str, Tensor]:
-    """``op``'s output, and the gradient with respect to each input, under the backend in force."""
+def outputs_and_gradients(
+    op, case: Case, tensors: Tensors, wanted: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """``op``'s output, and the gradient with respect to each input (or to those ``wanted``, of
+    ``"x[0]"``, ``"weights[1]"``, ..., the others not asking for one), under the backend in force.
+    """
+    arguments = {name: [t.detach() for t in ts] for name, ts in tensors.items()}
     leaves = {
-        f"grad of {name}[{i}]": t.detach().requires_grad_()
-        for name, ts in tensors.items()
+        f"{name}[{i}]": t
+        for name, ts in arguments.items()
         if name != "grad"
         for i, t in enumerate(ts)
     }
-    names = iter(leaves.values())
-    arguments = {
-        name: ts if name == "grad" else [next(names) for _ in ts] for name, ts in tensors.items()
-    }
+    leaves = {n: t.requires_grad_() for n, t in leaves.items() if wanted is None or n in wanted}
     y = op(case, arguments)
-    gradients = torch.autograd.grad(y, list(leaves.values()), tensors["grad"][0])
-    return {"output": y.detach(), **dict(zip(leaves, gradients, strict=True))}
+    gradients = torch.autograd.grad(y, list(leaves.values()), tensors["grad"][0]) if leaves else ()
+    named = {f"grad of {n}": g for n, g in zip(leaves, gradients, strict=True)}
+    return {"output": y.detach(), **named}
 
 
 def conv2d(case: ConvCase, t: Tensors) -> Tensor:

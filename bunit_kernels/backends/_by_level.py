@@ -31,7 +31,9 @@ class ByLevel:
             z = self.conv2d(y, weights[i], None, level, "identity")
             # Momentum 1 turns the running statistics into this batch's own.
             mean, var = torch.zeros_like(gammas[i]), torch.zeros_like(gammas[i])
-            y = F.batch_norm(z, mean, var, gammas[i], betas[i], True, 1.0, eps)
+            # PyTorch's gradient for channels_last images takes a gamma with gaps for one without.
+            gamma = gammas[i].contiguous()
+            y = F.batch_norm(z, mean, var, gamma, betas[i], True, 1.0, eps)
             stats.append(BatchStats(mean, var))
             y = activate(activations.out if i == len(weights) - 1 else activations.hidden, y)
         return _add_residual(in_format_of(x, y), residual, activations.residual), stats
