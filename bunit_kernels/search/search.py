@@ -189,9 +189,11 @@ class Search:
         learner = Learner(name, self._build(units), settings, self.device)
         epochs = settings.epochs
         try:
-            with Progress(name, epochs, 0, self.feed.steps, self.quiet) as progress:
+            batch = self.feed.batch_size
+            total = epochs * self.feed.steps * batch
+            with Progress(name, epochs, 0, total, self.quiet, learner.running) as progress:
                 while len(learner.history) < epochs:
-                    figures = learner.train_epoch(self.feed, progress.step)
+                    figures = learner.train_epoch(self.feed, lambda: progress.step(batch))
                     learner.history.append(figures)
                     progress.epoch(figures)
         except TrainingError as error:  # the others may do better

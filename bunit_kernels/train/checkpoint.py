@@ -121,8 +121,8 @@ def load_weights(model: nn.Module, state: dict, path: Path) -> None:
         raise UserError(f"checkpoint {path} does not fit the model: {reason}") from error
 
 
-def build_model(content: dict, path: Path, state: dict) -> nn.Module:
-    """The network of a checkpoint, with the weights ``state`` of it.
+def build_model(content: dict, path: Path) -> nn.Module:
+    """The network of a checkpoint, with its weights to infer with.
 
     Raises:
         UserError: this version does not know the model, or builds it otherwise.
@@ -131,5 +131,5 @@ def build_model(content: dict, path: Path, state: dict) -> nn.Module:
         model = create_model(content["model"], **content["arguments"])
     except (TypeError, ValueError) as error:
         raise UserError(f"cannot build the model of checkpoint {path}: {error}") from error
-    load_weights(model, state, path)
+    load_weights(model, best_weights(content), path)
     return model

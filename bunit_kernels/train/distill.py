@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import best_weights, build_model, check_data, load_checkpoint
+from .checkpoint import build_model, check_data, load_checkpoint
 from .data import ImageData
 from .errors import UserError
 from .feed import Feed
@@ -61,5 +61,5 @@ def load_teacher(
             f"teacher {path} was trained on images of mean {content['mean']} and deviation "
             f"{content['deviation']}; those of {data.name} are {feed.mean} and {feed.deviation}"
         )
-    model = build_model(content, path, best_weights(content)).to(device)
+    model = build_model(content, path).to(device)
     return Teacher(model, settings.teacher_weight, settings.temperature)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import backends
 from . import report as reporting
-from .checkpoint import best_weights, build_model, check_data, check_model
+from .checkpoint import build_model, check_data, check_model
 from .errors import UserError, first_line
 from .feed import make_feed
 from .loop import Learner
@@ -28,7 +28,7 @@ def evaluate(settings: Settings, checkpoint: Path, content: dict) -> None:
     device = prepare_device(settings)
     data = read_data(settings)
     check_data(content, checkpoint, data)
-    model = build_model(content, checkpoint, best_weights(content))
+    model = build_model(content, checkpoint)
     learner = Learner(settings.model, model, replace(settings, ema=None), device)
     feed = make_feed(data, settings, device, (content["mean"], content["deviation"]))
     try:
