@@ -57,15 +57,19 @@ NETWORKS = (
     NetworkWork("bunit_vgg16_bn", 128),
     NetworkWork("bunit_resnet20", 128),
     NetworkWork("bunit_resnet20", 1),
+    NetworkWork("bunit_resnet110", 1),
     NetworkWork("bunit_resnet18", 128),
     NetworkWork("bunit_resnet18", 1),
     NetworkWork("bunit_mobilenet_v2", 128),
     NetworkWork("bunit_resnet50", 8, 224, classes=1000),
 )
 
-#: Of variants: whether it is the dense network, whether channels_last, and the backend.
+#: Of variants: whether it is the dense network, whether channels_last, and the backend. What is
+#: ``NOT_FUSED`` keeps its norms in inference.
+NOT_FUSED = "bunit not fused"
 VARIANTS = {
     "bunit": (False, False, "auto"),
+    NOT_FUSED: (False, False, "auto"),
     "bunit channels_last": (False, True, "auto"),
     "bunit by grouped convolutions": (False, False, "torch"),
     "bunit by grouped convolutions channels_last": (False, True, "torch"),
@@ -118,7 +122,13 @@ class NetworkGroup:
 def network_variants(quick: bool) -> list[tuple[str, str, str]]:
     """(network, direction, variant), every group's together; with ``quick`` two small ones'."""
     works = [w for w in NETWORKS if not quick or w.model in ("bunit_mlp", "bunit_resnet20")]
-    return [(w.name, d, v) for w in works for d in NETWORK_DIRECTIONS for v in VARIANTS]
+    return [
+        (work.name, direction, variant)
+        for work in works
+        for direction in NETWORK_DIRECTIONS
+        for variant in VARIANTS
+        if direction == "eval" or variant != NOT_FUSED
+    ]
 
 
 def run_network_group(
@@ -134,7 +144,10 @@ def run_network_group(
         {name: metrics.count_flops(model, item) for name, model in models.items()},
         {name: metrics.count_parameters(model) for name, model in models.items()},
     )
-    made = {name: _variant(work, direction, *VARIANTS[name], device) for name in names}
+    made = {
+        name: _variant(work, direction, *VARIANTS[name], device, fused=name != NOT_FUSED)
+        for name in names
+    }
     group.samples = measure(made, budget, min_rounds, device)
     for name, variant in made.items():
         with variant.mode():
@@ -143,8 +156,9 @@ def run_network_group(
 
 
 def _variant(
-    work: NetworkWork, direction: str, dense: bool, last: bool, backend: str, device: str
-) -> Variant:
+    work: NetworkWork, direction: str, dense: bool, last: bool, backend: str, device: str,
+    fused: bool,
+) -> Variant:  # fmt: skip
     memory_format = torch.channels_last if last else torch.contiguous_format
     model = work.make(dense).to(device, memory_format=memory_format)
     x = torch.randn(work.batch, work.channels, work.size, work.size, device=device)
@@ -158,8 +172,8 @@ def _variant(
         return stack
 
     if direction == "eval":
-        fused = fuse(model.eval())
-        return Variant(lambda: (fused(x),), mode, list)
+        network = fuse(model.eval()) if fused else model.eval()
+        return Variant(lambda: (network(x),), mode, list)
     labels = torch.arange(work.batch, device=device) % work.classes
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 

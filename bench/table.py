@@ -88,7 +88,7 @@ def _networks(groups: list[dict]) -> list[str]:
     """A network and direction a row, each network in its faster memory format."""
     head = (
         "| network | FLOPs saved | ours, ms | dense, ms | ours takes | time conversion "
-        "| by grouped convolutions | peak MB | dense |"
+        "| by grouped convolutions | not fused | peak MB | dense |"
     )
     lines = [head, "|---" + "|---:" * (head.count("|") - 2) + "|"]
     for group in groups:
@@ -97,12 +97,13 @@ def _networks(groups: list[dict]) -> list[str]:
             continue
         ours, dense = (fresh[fastest[kind]] for kind in ("bunit", "dense"))
         grouped = [s["median"] for name, s in fresh.items() if "grouped" in name]
+        unfused = [s["median"] for name, s in fresh.items() if "not fused" in name]
         lines.append(
             f"| {group['description']}, {group['direction']} "
             f"| {1 - flops['bunit'] / flops['dense']:.1%} "
             f"| {ours['median'] * 1e3:.3g} | {dense['median'] * 1e3:.3g} "
             f"| {ours['median'] / dense['median']:.2f} | {group['time_conversion']:.2f} "
-            f"| {_times_as_long(grouped, ours)} "
+            f"| {_times_as_long(grouped, ours)} | {_times_as_long(unfused, ours)} "
             f"| {_megabytes(ours)} | {_megabytes(dense)} |"
         )
     return lines
