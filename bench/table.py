@@ -1,4 +1,5 @@
-"""``python bench/table.py RESULTS.json``: a Markdown table of a results file, one group a row.
+"""``python bench/table.py RESULTS.json [PART ...]``: Markdown tables of a results file, one group a
+row; all of them, or those of the parts named.
 
 "Best of torch" is the fastest form that a PyTorch user would reach for, whichever that was:
 grouped convolutions in either memory format, folded or not, compiled or not; ``bmm`` and ``einsum``
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 #: Which variant stands for ours, the first that was measured: what one gets by default.
@@ -27,6 +29,7 @@ TITLES = {
     "level_grad": "One level, forward and backward",
     "train": "Training step of a layer, batch statistics",
 }
+PARTS = ("machine", *TITLES, "networks")
 
 
 def load(path: str) -> dict:
@@ -63,8 +66,29 @@ def ratio(group: dict, family: str, where: str = "fresh") -> float | None:
     return group[where][name]["median"] / group[where][mine]["median"]
 
 
-def markdown(found: dict) -> list[str]:
-    """The lines of the whole text: the machine, then a table for each direction."""
+def markdown(found: dict, parts: Sequence[str] = ()) -> list[str]:
+    """The lines of the whole text: the machine, then a table for each direction and one of the
+    networks; or the bare tables of ``parts`` (see :data:`PARTS`)."""
+    if parts:
+        return [line for part in parts for line in _part(found, part)]
+    lines = _part(found, "machine")
+    for part, title in (*TITLES.items(), ("networks", "Whole networks")):
+        table = _part(found, part)
+        if table:
+            lines += ["", f"### {title}", "", *table]
+    return lines
+
+
+def _part(found: dict, part: str) -> list[str]:
+    if part == "machine":
+        return _machine(found)
+    if part == "networks":
+        return _networks(found["networks"]) if found.get("networks") else []
+    groups = [g for g in found["groups"] if g["direction"] == part and ours(g)]
+    return _table(groups) if groups else []
+
+
+def _machine(found: dict) -> list[str]:
     computer, rates = found["machine"], found["rates"]
     lines = [
         f"{computer['cpu']}, {computer['threads']} threads, {computer['isa']}, torch "
@@ -74,13 +98,6 @@ def markdown(found: dict) -> list[str]:
     ]
     if found["quick"]:
         lines.append("**Quick mode: these times mean nothing.**")
-    for direction, title in TITLES.items():
-        groups = [g for g in found["groups"] if g["direction"] == direction and ours(g)]
-        if groups:
-            lines += ["", f"### {title}", ""]
-            lines += _table(groups)
-    if found.get("networks"):
-        lines += ["", "### Whole networks", "", *_networks(found["networks"])]
     return lines
 
 
@@ -154,7 +171,12 @@ def _others(group: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Markdown table of benchmark results.")
     parser.add_argument("results", help="file written by pytest bench/ --results FILE")
-    print("\n".join(markdown(load(parser.parse_args().results))))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    arguments = parser.parse_args()
+    unknown = [part for part in arguments.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}, expected some of {', '.join(PARTS)}")
+    print("\n".join(markdown(load(arguments.results), arguments.parts)))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ sybil = pytest.importorskip("sybil", reason="pip install 'bunit-kernels[test]'")
 from sybil.parsers.markdown import PythonCodeBlockParser  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "bench"))
-import table  # noqa: E402
 
 API = ROOT / "docs" / "api.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -116,10 +114,11 @@ def test_api_reference_is_that_of_the_code():
     assert make_api.reference() == API.read_text(), "run python docs/make_api.py"
 
 
-def test_results_page_is_that_of_the_results():
-    text = (ROOT / "docs" / "results.md").read_text()
-    for line in table.markdown(table.load(str(ROOT / "bench" / "results" / "cpu.json"))):
-        assert line in text, "make docs/results.md anew from python bench/table.py"
+def test_tables_are_those_of_the_results():
+    done = subprocess.run(
+        [sys.executable, "docs/fill.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}: python docs/fill.py"
 
 
 def test_contributing_maps_every_folder():

@@ -1,0 +1,85 @@
+"""``python bench/training_table.py METRICS.json ...``: a Markdown table of training runs.
+
+The files are the ``metrics.json`` of runs of ``python -m bunit_kernels.train``. Runs that differ in
+their seed alone make one row: means, and from two seeds on the sample standard deviations. Times are not
+in it: those of a training step are measured by ``pytest bench/``, with nothing else running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+#: What may differ between the runs of one row.
+FREE = ("seed", "threads", "workers", "save_every", "tensorboard")
+
+HEAD = (
+    "| network | data | epochs | seeds | accuracy | dense | difference, points | parameters saved "
+    "| FLOPs saved | TCA | TSA |"
+)
+
+
+def load(path: str) -> dict:
+    """A metrics file of a finished run of two networks.
+
+    Raises:
+        SystemExit: it is none; the message says what was expected.
+    """
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        sys.exit(f"{path}: {error}; expected the metrics.json of a training run")
+    if not isinstance(found, dict) or "comparison" not in found:
+        sys.exit(f"{path} is not of a finished run of a network and its dense counterpart")
+    return found
+
+
+def markdown(runs: list[dict]) -> list[str]:
+    """The lines of the table, rows in the order of their first runs."""
+    rows: dict[str, list[dict]] = {}
+    for run in runs:
+        settings = {k: v for k, v in run["settings"].items() if k not in FREE}
+        rows.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+    lines = [HEAD, "|---|---" + "|---:" * (HEAD.count("|") - 3) + "|"]
+    return lines + [_row(same) for same in rows.values()]
+
+
+def _row(runs: list[dict]) -> str:
+    settings, data = runs[0]["settings"], runs[0]["data"]
+    compared = [run["comparison"] for run in runs]
+
+    def mean(key):
+        return statistics.mean(c[key] for c in compared)
+
+    def accuracy(key):
+        values = [100 * c[key] for c in compared]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.2f}%{spread}"
+
+    cells = [
+        f"`{settings['model']}`",
+        Path(data["name"]).stem,
+        str(settings["epochs"]),
+        str(len(runs)),
+        accuracy("accuracy"),
+        accuracy("dense_accuracy"),
+        f"{100 * mean('accuracy_difference'):+.2f}",
+        f"{mean('parameters_saving'):.2%}",
+        f"{mean('flops_saving'):.2%}",
+        f"{mean('tca'):.3f}",
+        f"{mean('tsa'):.3f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Markdown table of training runs.")
+    parser.add_argument("runs", nargs="+", metavar="METRICS.json")
+    print("\n".join(markdown([load(path) for path in sorted(parser.parse_args().runs)])))
+
+
+if __name__ == "__main__":
+    main()
