@@ -413,7 +413,7 @@ def test_missing_package_is_named(command, capsys, monkeypatch, package, name):
 
 def test_candidate_whose_loss_explodes(command, monkeypatch, capsys):
     code, folder = command("--lr", "1e30", "--epochs", "2")
-    assert code == 1 and "a lower --lr than 1e+30 may help" in capsys.readouterr().err
+    assert code == 1 and "a lower --lr than 1e+30" in capsys.readouterr().err
     found = results(folder)
     assert found["units"] is None and found["command"] is None
     assert all(entry["accuracy"] is None for entry in found["candidates"])
