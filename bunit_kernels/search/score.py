@@ -7,6 +7,11 @@ is ``log |det K|``. It is high where the untrained network tells the images apar
 
 It knows ReLU alone (ReLU6 is counted by its lower bend). It grows with the number of ReLUs, so it
 ranks networks of one backbone on the same images; it says nothing across backbones.
+
+It is a weak guide among tables of one backbone, so more than one or two should be trained: for 26
+tables of ResNet-20 drawn at random within 60 % of the FLOPs, trained for 6 epochs on 2,800 images
+of CIFAR-10 at 16x16, its rank correlation with the accuracy was 0.09, with the training loss 0.17.
+SynFlow (-0.10), SNIP (-0.15) and the norm of the gradient (-0.43) ranked the accuracies worse.
 """
 
 from __future__ import annotations
