@@ -122,7 +122,9 @@ class StackLayout:
 
     ``kernel_size`` is what units that name none get; ``None`` makes the units linear. ``levels``
     tell where each level's weights lie; ``stages`` are the levels as stacks of their own;
-    ``width`` is the widest level's narrower side, which tells small kernels from large.
+    ``width`` is the widest level's narrower side, which tells small kernels from large;
+    ``linear_rows`` are linear units as the operators take them: rows ``(count, c0, ..., cL)``, one
+    a run of equal neighbours.
     """
 
     units: tuple[UnitSpec, ...]
@@ -130,6 +132,7 @@ class StackLayout:
     levels: tuple[Level, ...] = field(init=False, repr=False, compare=False)
     stages: tuple[StackLayout, ...] = field(init=False, repr=False, compare=False)
     width: int = field(init=False, repr=False, compare=False)
+    linear_rows: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         k = self.kernel_size
@@ -154,6 +157,13 @@ class StackLayout:
         object.__setattr__(self, "width", max(narrow))
         stages = (self,) if len(levels) == 1 else tuple(map(self._stage, range(len(levels))))
         object.__setattr__(self, "stages", stages)
+        object.__setattr__(self, "linear_rows", self._linear_rows())
+
+    def _linear_rows(self) -> tuple[int, ...]:
+        rows: list[int] = []
+        for widths, run in groupby(u.widths for u in self.units):
+            rows += [len(list(run)), *widths]
+        return tuple(rows)
 
     def _stage(self, level: int) -> StackLayout:
         """The stack of one-level units that a level is."""
@@ -278,11 +288,3 @@ class ConvGeometry:
                     f"{self.dilation * (k - 1) - 2 * self.pads[0]} off "
                     f"(kernel {k}x{k}, dilation {self.dilation}, stride {self.stride})"
                 )
-
-
-def linear_rows(layout: StackLayout) -> tuple[int, ...]:
-    """Linear units as the operators take them: rows ``(count, c0, ..., cL)``."""
-    rows: list[int] = []
-    for widths, run in groupby(u.widths for u in layout.units):
-        rows += [len(list(run)), *widths]
-    return tuple(rows)

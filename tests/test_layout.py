@@ -11,7 +11,7 @@ from reference_cases import LEVEL_CONVS, LEVEL_LINEARS, UNIT_CONVS, UNIT_LINEARS
 from torch import nn
 
 from bunit_kernels import UnitSpec
-from bunit_kernels.layout import ConvGeometry, Level, StackLayout, linear_rows, resolve_units
+from bunit_kernels.layout import ConvGeometry, Level, StackLayout, resolve_units
 
 CONVS = LEVEL_CONVS + UNIT_CONVS
 CASES = CONVS + LEVEL_LINEARS + UNIT_LINEARS
@@ -133,7 +133,7 @@ def test_stride_sits_on_the_first_level_alone():
 def test_rows_describe_runs_of_equal_neighbours():
     geometry = ConvGeometry(stack("1-2-1", "1-2-1", "3-2-1:k5", "1-2-1"), dilation=2)
     assert geometry.rows == (2, 3, 2, 1, 2, 1, 1, 5, 4, 3, 2, 1, 1, 3, 2, 1, 2, 1)
-    assert linear_rows(stack("1-2", "1-2", "3-2", kernel_size=None)) == (2, 1, 2, 1, 3, 2)
+    assert stack("1-2", "1-2", "3-2", kernel_size=None).linear_rows == (2, 1, 2, 1, 3, 2)
 
 
 def test_even_kernels_need_an_int_of_padding():

@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bunit_kernels import backend
-from bunit_kernels.layout import linear_rows
 
 ops = torch.ops.bunit_kernels
 
@@ -58,7 +57,7 @@ def conv_arguments(name, case, t):
 
 def linear_arguments(name, case, t):
     """Positional arguments of the linear operator ``name`` for tensors of ``draw``."""
-    rows = linear_rows(case.stack)
+    rows = case.stack.linear_rows
     x, grad, weight = t["x"][0], t["grad"][0], t["weights"][0]
     bias = t["biases"][0] if t["biases"] else None
     match name:

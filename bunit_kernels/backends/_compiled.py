@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..layout import linear_rows
 from ..ops.unit_conv2d_train import unit_conv2d_train
 from ..ops.unit_linear import unit_linear
 from .base import BatchStats
@@ -20,7 +19,7 @@ class Compiled:
         )
 
     def linear(self, x, weight, bias, layout, activation):
-        return self.ops.stacked_linear(x, weight, bias, linear_rows(layout), activation)
+        return self.ops.stacked_linear(x, weight, bias, layout.linear_rows, activation)
 
     def unit_conv2d(self, x, weights, biases, geometry, activations, residual):
         return self.ops.stacked_unit_conv2d(
@@ -30,7 +29,7 @@ class Compiled:
 
     def unit_linear(self, x, weights, biases, layout, activations):
         return unit_linear(
-            self.ops, x, weights, biases, linear_rows(layout), activations.hidden, activations.out
+            self.ops, x, weights, biases, layout.linear_rows, activations.hidden, activations.out
         )
 
     def unit_conv2d_train(self, x, weights, gammas, betas, geometry, activations, eps, residual):
