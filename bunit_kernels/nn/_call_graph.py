@@ -104,14 +104,14 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, module, forward, args, kwargs):
         """As in ``fx.Tracer``; a module that cannot be traced becomes a leaf."""
-        stack, last = self.module_stack.copy(), next(reversed(self.graph.nodes))
+        stack, last = self.module_stack.copy(), next(iter(reversed(self.graph.nodes)))
         opaque = len(self.opaque)
         if not any(module is known for known in self.opaque):
             try:
                 return super().call_module(module, forward, args, kwargs)
             except Exception:
                 self.module_stack = stack
-                while (node := next(reversed(self.graph.nodes))) is not last:
+                while (node := next(iter(reversed(self.graph.nodes)))) is not last:
                     self.graph.erase_node(node)
                 del self.opaque[opaque:]  # those within it are found again
                 self.opaque.append(module)
