@@ -1,8 +1,9 @@
-"""``python bench/training_table.py METRICS.json ...``: a Markdown table of training runs.
+"""``python bench/training_table.py METRICS.json|FOLDER ...``: a Markdown table of training runs.
 
-The files are the ``metrics.json`` of runs of ``python -m bunit_kernels.train``. Runs that differ in
-their seed alone make one row: means, and from two seeds on the sample standard deviations. Times are not
-in it: those of a training step are measured by ``pytest bench/``, with nothing else running.
+The files (all of a folder's) are the ``metrics.json`` of runs of ``python -m bunit_kernels.train``,
+under whatever names. Runs that differ in their seed alone make one row: means, and from two seeds
+on the sample standard deviations. Times are not in it: those of a training step are measured by
+``pytest bench/``, with nothing else running.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ HEAD = (
 )
 
 
-def load(path: str) -> dict:
+def load(path: Path) -> dict:
     """A metrics file of a finished run of two networks.
 
     Raises:
         SystemExit: it is none; the message says what was expected.
     """
     try:
-        found = json.loads(Path(path).read_text())
+        found = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         sys.exit(f"{path}: {error}; expected the metrics.json of a training run")
     if not isinstance(found, dict) or "comparison" not in found:
@@ -77,8 +78,12 @@ def _row(runs: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Markdown table of training runs.")
-    parser.add_argument("runs", nargs="+", metavar="METRICS.json")
-    print("\n".join(markdown([load(path) for path in sorted(parser.parse_args().runs)])))
+    parser.add_argument("runs", nargs="+", type=Path, metavar="METRICS.json|FOLDER")
+    given = parser.parse_args().runs
+    files = [file for path in given for file in ([path] if path.is_file() else path.glob("*.json"))]
+    if not files:
+        sys.exit(f"no metrics files in {', '.join(map(str, given))}")
+    print("\n".join(markdown([load(path) for path in sorted(files)])))
 
 
 if __name__ == "__main__":
