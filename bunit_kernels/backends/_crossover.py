@@ -39,7 +39,7 @@ CONVOLUTIONS = {
     ("unit_conv2d", False, True): FromWidth(32, 64),
     ("unit_conv2d", True, False): FromWidth(8, 16),
     ("unit_conv2d", True, True): FromWidth(4, 8),
-    ("unit_conv2d_train", True, False): FromWidth(32, 32),
+    ("unit_conv2d_train", True, False): FromWidth(48, 32),
     ("unit_conv2d_train", True, True): FromWidth(16, 16),
 }
 #: (operation, whether a gradient may follow) -> width
