@@ -90,7 +90,12 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
         return
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        store, rank, world = next(dist.rendezvous("env://"))
+        # torchrun may keep its store when it starts processes again: addresses of those that died
+        # must not be found there.
+        store = dist.PrefixStore(f"attempt {processes.restarts}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     # By what is wrong: ValueError, RuntimeError, DistNetworkError, ...
     except Exception as error:
         raise UserError(
