@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # Before Triton is loaded: without a GPU its interpreter runs the kernels, on CPU tensors.
 if not torch.cuda.is_available():
@@ -20,6 +21,13 @@ if not torch.cuda.is_available():
 from tiny_runs import images, tiny  # noqa: F401
 
 from bunit_kernels import backends
+
+# pytest --hypothesis-profile=deep draws thousands of examples. Each example takes milliseconds or,
+# on a machine that has something else to do, a second; a failure prints what repeats it.
+_COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", max_examples=60, **_COMMON)
+settings.register_profile("deep", max_examples=2000, **_COMMON)
+settings.load_profile("ci")
 
 
 def pytest_addoption(parser):

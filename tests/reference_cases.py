@@ -17,6 +17,10 @@ ACTIVATION_NAMES = ("relu", "relu6", "leaky_relu", "gelu", "silu", "hardswish", 
 LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "expanded", "loose")
 
 
+def _channels(layout: StackLayout) -> list[int]:
+    return [layout.in_channels, *(level.out_channels for level in layout.levels)]
+
+
 @dataclass(frozen=True)
 class ConvCase:
     """A convolutional stack and the size of an input for it."""
@@ -60,6 +64,12 @@ class ConvCase:
         return max(channels * kernel**2, self.size[0] * pixels, 1)
 
     @property
+    def fewest_values(self) -> int:
+        """Of the input and what each level gives, the fewest."""
+        pixels = [self.size[0] * h * w for h, w in self.geometry.level_sizes(*self.size[1:])]
+        return min(map(math.prod, zip(pixels, _channels(self.geometry.layout), strict=True)))
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         return (self.size[0], self.geometry.layout.in_channels, *self.size[1:])
 
@@ -97,6 +107,10 @@ class LinearCase:
     @property
     def longest_sum(self) -> int:
         return max(*(w for u in self.stack.units for w in u.widths), math.prod(self.size))
+
+    @property
+    def fewest_values(self) -> int:
+        return math.prod(self.size) * min(_channels(self.stack))
 
     @property
     def input_shape(self) -> tuple[int, ...]:

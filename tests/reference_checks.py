@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -77,15 +78,33 @@ def check_nonfinite(case, tensors, dtype):
         assert torch.equal(kinds(actual[name]), kinds(value)), f"{name} of {case}"
 
 
+#: Where fewer values than that pass a level, all may come out small: what is left of larger terms.
+FEW = 16
+
+
 def gradient_scales(case, tensors, expected):
     """What sums the gradients are made of: a parameter's is a sum over all pixels, which may come
-    out small in one, so all share the largest; before a norm those at fixed statistics count."""
+    out small in one, so all share the largest; before a norm those at fixed statistics count; where
+    few values are summed up to all others, what these are summed up from."""
     scales = {}
     if tensors["gammas"]:
         expected = outputs_and_gradients(partial(loop, fixed_statistics=True), case, tensors)
         scales["grad of x[0]"] = largest(expected["grad of x[0]"])
+    elif case.fewest_values < FEW:
+        scales = sizes(case, tensors)
     parameters = [n for n in expected if n.split("[")[0].endswith(PARAMETERS)]
-    return scales | dict.fromkeys(parameters, max(largest(expected[n]) for n in parameters))
+    most = max([largest(expected[n]) for n in parameters] + [scales.get(n, 0) for n in parameters])
+    return scales | dict.fromkeys(parameters, most)
+
+
+def sizes(case, tensors):
+    """The largest of each result if terms of a sum added up as those of random signs do, to the
+    root of the sum of their squares, and nothing cancelled."""
+    linear = {"activation": "identity", "out_activation": "identity"}
+    linear |= {"residual": "identity"} if case.residual else {}
+    squares = {name: [t.square() for t in ts] for name, ts in tensors.items()}
+    found = outputs_and_gradients(loop, replace(case, **linear), squares)
+    return {name: largest(value) ** 0.5 for name, value in found.items()}
 
 
 def largest(x):

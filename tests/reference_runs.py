@@ -22,7 +22,12 @@ class NotComparable(AssertionError):
 
 
 def draw(
-    case: Case, seed: int | str = 0, *, norms: bool = False, comparable: bool = True
+    case: Case,
+    seed: int | str = 0,
+    *,
+    norms: bool = False,
+    comparable: bool = True,
+    tries: int = 1000,
 ) -> Tensors:
     """Float64 tensors for ``case``: ``x``, ``weights``, ``biases``, ``gammas`` and ``betas`` (with
     ``norms``), ``residual``, and ``grad``, a gradient of the output.
@@ -30,9 +35,12 @@ def draw(
     Where they are to be ``comparable``, draws again until no pre-activation is at a kink and no
     channel that is to be normalised is all but constant. Among many thousand values some always
     are.
+
+    Raises:
+        NotComparable: after so many ``tries``.
     """
     numbers = random.Random(f"{seed} {case}")
-    for _ in range(1000 if comparable else 1):
+    for _ in range(tries if comparable else 1):
         generator = torch.Generator().manual_seed(numbers.randrange(2**62))
         tensors = _draw(case, generator, norms)
         if not comparable:

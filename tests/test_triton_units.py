@@ -8,8 +8,11 @@ from opchecked import opchecked
 from reference_cases import TRAIN_CONVS, UNIT_CONVS, ConvCase, quick, smooth, some
 from reference_checks import check_against_reference, largest
 from reference_runs import (
+    conv2d,
     converted,
     draw,
+    laid_out,
+    outputs_and_gradients,
     roundings,
     unit_conv2d,
     unit_conv2d_train,
@@ -57,6 +60,18 @@ def test_batch_statistics(case, seed):
     for mine, theirs in zip(actual, expected, strict=True):
         assert_near(mine.mean, theirs.mean, share, "mean", largest(theirs.var.sqrt()))
         assert_near(mine.var, theirs.var, 2 * share, "variance, a square")
+
+
+@pytest.mark.parametrize("op", [conv2d, unit_conv2d, unit_conv2d_train], ids=lambda f: f.__name__)
+def test_parameters_may_have_gaps(op, seed):
+    case = ConvCase("2-4" if op is conv2d else "2-4-2", 2, size=(4, 3, 4))
+    tensors = converted(draw(case, seed, norms=op is unit_conv2d_train), torch.float32)
+    expected = outputs_and_gradients(op, case, tensors)
+    for name in ("weights", "biases", "gammas", "betas"):
+        moved = {name: [laid_out(t, "sliced") for t in tensors[name]]}
+        actual = outputs_and_gradients(op, case, tensors | moved)
+        for what, value in expected.items():
+            torch.testing.assert_close(actual[what], value, msg=f"{what} with {name} of gaps")
 
 
 def test_variance_of_values_far_from_zero(seed):

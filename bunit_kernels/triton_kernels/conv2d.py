@@ -34,6 +34,7 @@ def level(
     found = torch.empty(shape, dtype=torch.float32, device=x.device) if moments else None
     if y.numel() > 0:
         residual = None if residual is None else _strided_like(residual, y)
+        bias = None if bias is None else bias.contiguous()
         conv_level.launch(
             _usable(x), weight.contiguous(), bias, y, work, stride, dilation, activation, norm=norm,
             moments=found, residual=residual, residual_activation=residual_activation,
