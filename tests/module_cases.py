@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +66,15 @@ def run_units(units: nn.ModuleList, x: Tensor, dim: int = 1) -> Tensor:
     widths = [getattr(m, "in_channels", None) or m.in_features for m in firsts]
     parts = x.split(widths, dim)
     return torch.cat([unit(part) for unit, part in zip(units, parts, strict=True)], dim)
+
+
+def gradients_by_unit(layer: nn.Module) -> list[Tensor]:
+    """The layer's gradients in the form of a loop over its units, by ``to_units``."""
+    of = copy.deepcopy(layer)
+    with torch.no_grad():
+        for parameter, mine in zip(of.parameters(), layer.parameters(), strict=True):
+            parameter.copy_(mine.grad)
+    return [p.detach() for p in of.to_units().parameters()]
 
 
 def image(layer: StackedConv2d, batch: int = 3, size: tuple[int, int] = (8, 9)) -> Tensor:

@@ -11,6 +11,7 @@ from module_cases import (
     CONV_LAYERS,
     LINEAR_LAYERS,
     conv_layer,
+    gradients_by_unit,
     image,
     linear_layer,
     lived,
@@ -23,15 +24,6 @@ from torch.utils.checkpoint import checkpoint
 from bunit_kernels import PAPER_POOL, StackedConv2d, StackedLinear, UnitSpec
 
 NEAR = tolerance(torch.float64, terms=1000, roundings=30)
-
-
-def gradients_by_unit(layer):
-    """The layer's gradients in the form of a loop over its units, by ``to_units``."""
-    of = copy.deepcopy(layer)
-    with torch.no_grad():
-        for parameter, mine in zip(of.parameters(), layer.parameters(), strict=True):
-            parameter.copy_(mine.grad)
-    return [p.detach() for p in of.to_units().parameters()]
 
 
 def assert_same_as_loop(layer, x, dim, **forward):
