@@ -188,8 +188,9 @@ def run_thread() -> None:
 
 
 def forward_and_backward(op, case, dtype) -> None:
-    import bunit_kernels
     from reference_runs import converted, draw, outputs_and_gradients
+
+    import bunit_kernels
 
     assert Path(bunit_kernels.__file__).is_relative_to(FOLDER), "not what build() made"
     norms = op.__name__ == "unit_conv2d_train"
