@@ -28,13 +28,14 @@ def draw(
     norms: bool = False,
     comparable: bool = True,
     tries: int = 1000,
+    spread: float = SPREAD,
 ) -> Tensors:
     """Float64 tensors for ``case``: ``x``, ``weights``, ``biases``, ``gammas`` and ``betas`` (with
     ``norms``), ``residual``, and ``grad``, a gradient of the output.
 
     Where they are to be ``comparable``, draws again until no pre-activation is at a kink and no
-    channel that is to be normalised is all but constant. Among many thousand values some always
-    are.
+    channel that is to be normalised is all but constant (has less than ``spread``). Among many
+    thousand values some always are.
 
     Raises:
         NotComparable: after so many ``tries``.
@@ -46,7 +47,7 @@ def draw(
         if not comparable:
             return tensors
         found = condition(case, tensors)
-        if found.kink_distance > KINK_DISTANCE and found.spread > SPREAD:
+        if found.kink_distance > KINK_DISTANCE and found.spread > spread:
             return tensors
     raise NotComparable(f"no draw for {case} can be compared: {found}")
 

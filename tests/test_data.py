@@ -67,6 +67,10 @@ def write_idx(path, array, compress=False):
     path.write_bytes(gzip.compress(content) if compress else content)
 
 
+def write_header(path, sizes):
+    path.write_bytes(struct.pack(f">{1 + len(sizes)}I", 0x800 + len(sizes), *sizes))
+
+
 @pytest.fixture
 def mnist(tmp_path):
     """A folder with four idx files, one of them compressed, and their arrays."""
@@ -105,6 +109,8 @@ def test_idx_folder_and_file(mnist):
         (lambda f: cut(f / "train-images-idx3-ubyte.gz", 900), "cannot read .*train-images"),
         (lambda f: write_idx(f / "train-labels-idx1-ubyte", noise(3, 3)), "is no idx file of 1 d"),
         (lambda f: write_idx(f / "train-labels-idx1-ubyte", noise(4)), "30 training images, 4 la"),
+        # 2^64 values: as many as none in 64 bits.
+        (lambda f: write_header(f / "t10k-images.idx3-ubyte", (1 << 31, 1 << 31, 4)), "cut short"),
         (lambda f: write_idx(f / "t10k-images.idx3-ubyte", noise(6, 8, 8)), "1x9x7, test .*1x8x8"),
     ],
 )  # fmt: skip
@@ -148,6 +154,8 @@ def test_npz_grey_and_colour(tmp_path):
         ({"y_train": np.full(20, -1)}, "training labels from -1"),
         ({"x_test": noise(0, 8, 8), "y_test": np.zeros(0, int)}, "holds no test image"),
         ({"y_test": np.array([{}] * 8)}, "cannot read .*pickle"),
+        ({"y_train": np.full(20, 10**12)}, "a label is 1000000000000, expected at most 65535"),
+        ({"x_train": noise(20, 0, 8), "x_test": noise(8, 0, 8)}, "1x0x8, without a pixel"),
     ],
 )
 def test_damaged_npz(tmp_path, changes, message):
@@ -160,7 +168,21 @@ def test_damaged_npz(tmp_path, changes, message):
 def test_npz_cut_short_or_something_else(tmp_path):
     path = tmp_path / "mnist.npz"
     mnist_npz(path)
+    content = path.read_bytes()
     cut(path, 700)
+    with pytest.raises(UserError, match="cannot read .*mnist.npz"):
+        load_data(str(path))
+    entry = content.index(b"PK\x01\x02")
+    for wrong in (
+        content[: entry + 10] + b"\x63" + content[entry + 11 :],  # a compression that none knows
+        content[: entry + 8] + b"\x01" + content[entry + 9 :],  # encrypted
+        b"\x93NUMPY\x01\x00" + content,
+    ):
+        path.write_bytes(wrong)
+        with pytest.raises(UserError, match="cannot read .*mnist.npz"):
+            load_data(str(path))
+    np.save(path.with_suffix(".npy"), noise(3))
+    path.with_suffix(".npy").rename(path)
     with pytest.raises(UserError, match="cannot read .*mnist.npz"):
         load_data(str(path))
     (tmp_path / "notes.txt").write_text("no images")
@@ -222,6 +244,9 @@ def test_cifar_pickles_run_nothing(tmp_path):
         (pickle.dumps({b"data": noise(2, 3072), b"labels": "ab"}), "'labels' to be a list of ints"),
         (pickle.dumps({b"data": noise(2, 3072), b"labels": [1]}), "2 test images, 1 labels"),
         (pickle.dumps({b"data": noise(1, 3072), b"labels": [10]}), "labels from 10 to 10"),
+        (pickle.dumps({b"data": noise(1, 3072), b"labels": [1 << 70]}), "to be a list of ints"),
+        (pickle.dumps({b"data": noise(0, 3072), b"labels": []}), "holds no test image"),
+        (pickle.dumps({"\udcff": noise(1, 3072)}), r"uint8 array \[N, 3072\]"),
     ],
 )
 def test_damaged_cifar(tmp_path, content, message):
@@ -229,6 +254,12 @@ def test_damaged_cifar(tmp_path, content, message):
     (tmp_path / "test_batch").write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_data(str(tmp_path))
+
+
+def test_class_names_of_cifar_may_be_no_text(tmp_path):
+    write_cifar(tmp_path)
+    (tmp_path / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"caf\xe9"] * 10}))
+    assert load_data(str(tmp_path)).classes[0] == "caf\ufffd"
 
 
 def test_cifar_cut_short_and_incomplete(tmp_path):

@@ -28,6 +28,7 @@ from reference_cases import Case, ConvCase, LinearCase, layout_of, quick, smooth
 from reference_checks import check_results, gradient_scales, reference_results
 from reference_loop import Tensors
 from reference_runs import (
+    SPREAD,
     NotComparable,
     conv2d,
     converted,
@@ -45,7 +46,8 @@ from bunit_kernels import StackedConv2d, backend, backends
 NO_TRITON = backends.why_not("triton", "cpu")
 NO_CUDA = emulated_build.why_no_kernels()
 BACKENDS = [name for name in ("auto", *backends.available("cpu")) if name != "triton"]
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, *HALF)
 SEED = st.integers(0, 1 << 32)
 
 
@@ -67,7 +69,8 @@ class Example:
 
     def tensors(self) -> Tensors:
         try:
-            drawn = draw(self.case, self.seed, norms=self.op is unit_conv2d_train, tries=20)
+            norms, spread = self.op is unit_conv2d_train, 0.3 if self.dtype in HALF else SPREAD
+            drawn = draw(self.case, self.seed, norms=norms, tries=20, spread=spread)
         except NotComparable:
             reject()
         for name in ("weights", "biases", "gammas", "betas"):
@@ -78,9 +81,11 @@ class Example:
 @st.composite
 def examples(choose, op, cases, dtypes=DTYPES):
     case, dtype = choose(cases), choose(st.sampled_from(dtypes))
-    if dtype in (torch.bfloat16, torch.float16):
+    if dtype in HALF:
         case = smooth(case)
     if op is unit_conv2d_train:
+        # Each norm makes the errors of narrow types larger: two of them, not four.
+        case = replace(case, units=first_levels(case.units, 2)) if dtype in HALF else case
         # Of equal images a channel may be all but constant.
         case = replace(case, layout="sliced") if case.layout == "expanded" else case
         parameters = ("weights", "gammas", "betas")
@@ -107,10 +112,19 @@ def check(example: Example, names: list[str]) -> None:
         check_results(actual, expected, scales, case, example.dtype)
 
 
+def first_levels(units: str | tuple[str, ...], count: int) -> str | tuple[str, ...]:
+    if isinstance(units, tuple):
+        return tuple(first_levels(unit, count) for unit in units)
+    widths, colon, kernel = units.partition(":")
+    return "-".join(widths.split("-")[: count + 1]) + colon + kernel
+
+
 def torch_errs(case: Case, dtype: torch.dtype) -> bool:
-    """Where PyTorch's own convolutions read what they never wrote: bfloat16 gradients of weights on
-    processors with AMX, for images narrower than the stride (torch 2.13)."""
-    return dtype == torch.bfloat16 and isinstance(case, ConvCase) and case.size[2] < case.stride
+    """Where PyTorch's own bfloat16 convolutions are wrong on processors with AMX, forward and back:
+    one pixel wide outputs of a stride above 1 (torch 2.13, pytorch/pytorch#188426)."""
+    if dtype != torch.bfloat16 or not isinstance(case, ConvCase) or case.stride == 1:
+        return False
+    return case.geometry.level_sizes(*case.size[1:])[1][1] == 1
 
 
 one_level = st.just(1)
@@ -151,7 +165,7 @@ def test_unit_linear_maps(example):
 # --- backends that run in an interpreter, or on an emulation --------------------------------------
 
 #: Small enough for either; both compute in float32.
-SLOW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SLOW_DTYPES = (torch.float32, *HALF)
 SMALL = {
     conv2d: convolutions(one_level, images=st.integers(0, 3), residuals=False),
     unit_conv2d: convolutions(st.integers(1, 3), images=st.integers(0, 3)),

@@ -15,6 +15,7 @@ from tiny_runs import CALM, state
 import bunit_kernels.models
 from bunit_kernels.train import main
 from bunit_kernels.train import progress as progress_module
+from bunit_kernels.train.cli import parse
 from bunit_kernels.train.errors import UserError
 from bunit_kernels.train.feed import Feed
 from bunit_kernels.train.prepare import find_device
@@ -216,6 +217,42 @@ def test_checkpoint_of_something_else(tiny, tmp_path, capsys):
     assert "is for images of 1x6x6, digits has 1x8x8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("state", {1: torch.zeros(2)}),
+        ("state", {"head.weight": "x"}),
+        ("average", [1]),
+        ("arguments", {1: 2}),
+        ("history", [{"epoch": 1}]),
+        ("shape", [1, "8", 8]),
+        ("shape", [1, 8, 0]),
+        ("classes", [0, 1]),
+        ("mean", []),
+        ("mean", ["x"]),
+        ("deviation", [0.0]),
+        ("deviation", [float("nan")]),
+    ],
+)
+def test_checkpoint_of_other_values(tiny, capsys, key, value):
+    _, folder = tiny()
+    path = folder / "bunit_cnn_last.pt"
+    torch.save(torch.load(path) | {key: value}, path)
+    for options in (["--resume", str(folder)], ["--eval-only", "--checkpoint", str(path)]):
+        assert main(options) == 2
+        assert f"{path} is damaged: unusable are {key}\n" in capsys.readouterr().err
+
+
+def test_checkpoint_of_a_model_that_cannot_be_built(tiny, capsys):
+    _, folder = tiny()
+    path = folder / "bunit_cnn_last.pt"
+    content = torch.load(path)
+    content["arguments"]["num_classes"] = 1 << 62
+    torch.save(content, path)
+    assert main(["--eval-only", "--checkpoint", str(path)]) == 2
+    assert f"cannot build the model of checkpoint {path}" in capsys.readouterr().err
+
+
 def test_resuming_what_is_no_run(tmp_path, capsys):
     assert main(["--resume", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
@@ -224,7 +261,17 @@ def test_resuming_what_is_no_run(tmp_path, capsys):
     assert "cannot read the settings of a run" in capsys.readouterr().err
     (tmp_path / "metrics.json").write_text('{"settings": {"epochs": [1]}}')
     assert main(["--resume", str(tmp_path)]) == 2
-    assert "settings" in capsys.readouterr().err
+    assert "--epochs must be of type int, got [1]" in capsys.readouterr().err
+    for damaged in ('{"settings": ' + "[" * 100_000, '{"settings": {"model_arg": "num_units=3"}}'):
+        (tmp_path / "metrics.json").write_text(damaged)
+        assert main(["--resume", str(tmp_path)]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_model_argument_that_is_no_literal_is_text():
+    for value in ("{[]: 1}", "(" * 10_000, "x" * 10_000):
+        options = parse(["--model-arg", f"units={value}"])
+        assert options.model_arg == {"units": value}
 
 
 def test_a_run_is_not_overwritten(tiny, capsys):

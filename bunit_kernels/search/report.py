@@ -32,7 +32,7 @@ def read_results(folder: Path) -> dict | None:
         results = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the results of a search from {path}: {error}") from error
     kinds = {"settings": dict, "data": dict, "candidates": list}
     if not isinstance(results, dict) or any(

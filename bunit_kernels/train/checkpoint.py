@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from ..models import create_model
 from .data import ImageData
-from .errors import UserError
+from .errors import UserError, first_line
 from .files import write_atomically
 
 _FORMAT = 2
@@ -25,6 +26,8 @@ _TYPES = {
     "history": list,
     "batches": int,
     "totals": torch.Tensor,
+    "averaged": int,
+    "versions": dict,
     "settings": dict,
     "shape": list,
     "classes": list,
@@ -83,7 +86,40 @@ def load_checkpoint(path: Path) -> dict:
         raise UserError(
             f"checkpoint {path} has format {content['format']}, this version reads {_FORMAT}"
         )
+    unusable = [key for key, usable in _usable(content).items() if not usable]
+    if unusable:
+        raise UserError(f"checkpoint {path} is damaged: unusable are {', '.join(unusable)}")
     return content
+
+
+def _usable(content: dict) -> dict[str, bool]:
+    """Whether what a checkpoint's lists and dicts hold is of the kind that it should be."""
+    shape, mean, deviation = (content[key] for key in ("shape", "mean", "deviation"))
+    average = content.get("average")
+    return {
+        "state": _is_state(content["state"]),
+        "average": average is None or _is_state(average),
+        "arguments": all(isinstance(name, str) for name in content["arguments"]),
+        "history": all(
+            isinstance(epoch, dict) and isinstance(epoch.get("test_accuracy"), float)
+            for epoch in content["history"]
+        ),
+        "shape": len(shape) == 3 and all(type(size) is int and size > 0 for size in shape),
+        "classes": all(isinstance(name, str) for name in content["classes"]),
+        "mean": [len(mean)] == shape[:1] and all(map(_is_finite, mean)),
+        "deviation": [len(deviation)] == shape[:1]
+        and all(_is_finite(value) and value > 0 for value in deviation),
+    }
+
+
+def _is_state(state: object) -> bool:
+    return isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def check_model(content: dict, path: Path, model: str) -> None:
@@ -129,7 +165,9 @@ def build_model(content: dict, path: Path) -> nn.Module:
     """
     try:
         model = create_model(content["model"], **content["arguments"])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"cannot build the model of checkpoint {path}: {error}") from error
+    # Arguments that a factory does not check, such as sizes that no memory holds.
+    except Exception as error:
+        reason = first_line(error)
+        raise UserError(f"cannot build the model of checkpoint {path}: {reason}") from error
     load_weights(model, best_weights(content), path)
     return model

@@ -47,10 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    try:
-        settings = Settings(**{f.name: getattr(options, f.name) for f in fields(Settings)})
-    except TypeError as error:  # a number compared with what an edited file holds in its place
-        raise UserError(f"the settings of that run are damaged: {error}") from error
+    settings = Settings(**{f.name: getattr(options, f.name) for f in fields(Settings)})
     try:
         chosen = nullcontext() if settings.backend is None else backends.backend(settings.backend)
     except (ValueError, backends.BackendUnavailable) as error:
@@ -118,7 +115,7 @@ def _settings_of_run(folder: Path) -> dict:
         settings = json.loads(path.read_text())["settings"]
     except FileNotFoundError:
         raise UserError(f"{folder} holds no run: there is no {path}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"cannot read the settings of a run from {path}: {error}") from error
     if not isinstance(settings, dict):
         raise UserError(f"cannot read the settings of a run from {path}: they are no object")
@@ -286,7 +283,7 @@ class _ModelArgument(argparse.Action):
             parser.error(f"{option_string} takes NAME=VALUE, got {values!r}")
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             value = text
         namespace.model_arg = {**namespace.model_arg, name: value}
 

@@ -243,7 +243,7 @@ class Run:
         check_model(content, path, learner.name)
         check_data(content, path, self.data)
         world = content["versions"].get("processes", "1")
-        if content["batches"] and int(world) != self.processes.world:
+        if content["batches"] and world != str(self.processes.world):
             raise UserError(
                 f"checkpoint {path} is from within an epoch of {world} processes; it cannot go on "
                 f"with {self.processes.world}"

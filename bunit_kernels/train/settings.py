@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 
@@ -22,7 +23,7 @@ class Settings:
     """What decides how a network is trained; a resumed run takes them over.
 
     Raises:
-        UserError: a number out of its range or a name that is not known.
+        UserError: a value of another type, a number out of its range or a name that is not known.
     """
 
     model: str = "bunit_cnn"
@@ -63,6 +64,7 @@ class Settings:
     beta: float = 1.0
 
     def __post_init__(self):
+        self._check_types()
         for name in (
             "epochs", "batch_size", "accumulate", "image_size", "limit", "threads", "workers",
             "save_every",
@@ -103,6 +105,13 @@ class Settings:
             if value not in known:
                 names = ", ".join(str(k) for k in known if k is not None)
                 raise UserError(f"unknown {_option(name)} {value!r}, expected one of {names}")
+
+    def _check_types(self) -> None:
+        """Options have their types from the command line; what an edited file holds may be any."""
+        for f, kind in zip(fields(self), get_type_hints(type(self)).values(), strict=True):
+            value = getattr(self, f.name)
+            if not isinstance(value, kind | int if "float" in f.type else kind):
+                raise UserError(f"{_option(f.name)} must be of type {f.type}, got {value!r}")
 
     @property
     def amp_dtype(self) -> torch.dtype | None:

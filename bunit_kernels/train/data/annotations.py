@@ -40,7 +40,7 @@ def read_annotations(path: Path, images: list[str], classes: tuple[str, ...]) ->
     numbers = {name: label for label, name in enumerate(classes)}
     by_stem = {Path(name).stem: name for name in images}
     labels: dict[str, int] = {}
-    for line, text in enumerate(_lines(path), 1):
+    for line, text in enumerate(read_lines(path), 1):
         fields = re.split(r"[,\s]+", text.strip())
         if fields == ["ImageId", "PredictionString"] or fields == [""]:
             continue
@@ -63,7 +63,7 @@ def _read_devkit(path: Path, images: list[str], classes: tuple[str, ...]) -> dic
     """Its numbers are not the order of names: ``meta.mat`` has the name of each."""
     meta = path.parent / "meta.mat"
     names = _read_meta(meta)
-    wanted = _lines(path)
+    wanted = read_lines(path)
     if len(wanted) != len(images):
         raise UserError(f"{path} has {len(wanted)} lines, for {len(images)} images")
     numbers = {name: label for label, name in enumerate(classes)}
@@ -88,7 +88,8 @@ def _read_meta(path: Path) -> dict[int, str]:
         raise UserError(f"cannot read {path} as the devkit's list of classes: {error}") from error
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """Raises ``UserError`` where there is no text to read."""
     try:
         return path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -96,4 +97,4 @@ def _lines(path: Path) -> list[str]:
 
 
 def _number(text: str) -> int:
-    return int(text) if text.strip().isdecimal() else -1
+    return int(text) if text.strip().isdecimal() and len(text) < 20 else -1

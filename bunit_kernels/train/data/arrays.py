@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import zipfile
+import math
 import zlib
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import torch
 
 from ..errors import UserError
 from .images import ImageData, LabelledImages
+
+_MOST_CLASSES = 1 << 16  # a damaged label may be any number, and each class gets a name
 
 _IDX_PARTS = {
     (part, what): f"*{part}*{what}*idx*ubyte*"
@@ -43,7 +45,7 @@ def load_idx(folder: Path) -> ImageData:
         )
         for part in ("train", "t10k")
     )
-    return ImageData(str(folder), train, test, _number_names(train, test))
+    return ImageData(str(folder), train, test, _number_names(folder, train, test))
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -60,7 +62,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             f"{content[:4].hex(' ') or 'nothing'}, expected 00 00 08 0{dimensions}"
         )
     shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
-    wanted = int(np.prod(shape, dtype=np.int64))
+    wanted = math.prod(shape)
     if len(content) - header != wanted:
         raise UserError(
             f"{path} is cut short or damaged: {len(content) - header} values, its header "
@@ -85,7 +87,10 @@ def load_npz(path: Path) -> ImageData:
                     f"{path} lacks {', '.join(missing)}; it holds {', '.join(file) or 'nothing'}"
                 )
             arrays = {key: file[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UserError:
+        raise
+    # A damaged archive, or one of another kind, can raise nearly anything.
+    except Exception as error:
         raise UserError(f"cannot read {path}: {error}") from error
     for key in keys[::2]:
         if arrays[key].dtype != np.uint8 or arrays[key].ndim not in (3, 4):
@@ -103,7 +108,7 @@ def load_npz(path: Path) -> ImageData:
         LabelledImages(_channels_first(arrays[x]), torch.from_numpy(arrays[y].astype(np.int64)))
         for x, y in (keys[:2], keys[2:])
     )
-    return ImageData(str(path), train, test, _number_names(train, test))
+    return ImageData(str(path), train, test, _number_names(path, train, test))
 
 
 def _channels_first(images: np.ndarray) -> torch.Tensor:
@@ -111,6 +116,8 @@ def _channels_first(images: np.ndarray) -> torch.Tensor:
     return tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
 
 
-def _number_names(*parts: LabelledImages) -> tuple[str, ...]:
+def _number_names(path: Path, *parts: LabelledImages) -> tuple[str, ...]:
     highest = max((int(part.labels.max()) for part in parts if len(part.labels)), default=-1)
+    if highest >= _MOST_CLASSES:
+        raise UserError(f"{path}: a label is {highest}, expected at most {_MOST_CLASSES - 1}")
     return tuple(map(str, range(highest + 1)))

@@ -104,9 +104,13 @@ def _read_batch(path: Path, variant: Variant) -> tuple[torch.Tensor, torch.Tenso
         or images.shape[1] != _PIXELS
     ):
         raise UserError(f"{path}: expected 'data' to be a uint8 array [N, {_PIXELS}]")
-    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+    if not isinstance(labels, list) or not all(
+        type(label) is int and abs(label) < 1 << 31 for label in labels
+    ):
         raise UserError(f"{path}: expected {variant.labels.decode()!r} to be a list of ints")
-    return torch.from_numpy(images.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels)
+    return torch.from_numpy(images.reshape(-1, 3, 32, 32).copy()), torch.tensor(
+        labels, dtype=torch.long
+    )
 
 
 def _unpickle(path: Path, variant: Variant) -> dict:
@@ -118,7 +122,7 @@ def _unpickle(path: Path, variant: Variant) -> dict:
         raise UserError(f"cannot read {path} as a {variant.name} batch: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a pickled dict, got {type(content).__name__}")
-    return {k.encode() if isinstance(k, str) else k: v for k, v in content.items()}
+    return {k.encode(errors="replace") if isinstance(k, str) else k: v for k, v in content.items()}
 
 
 def _class_names(folder: Path, variant: Variant) -> tuple[str, ...]:
@@ -126,5 +130,7 @@ def _class_names(folder: Path, variant: Variant) -> tuple[str, ...]:
     if path.exists():
         names = _unpickle(path, variant).get(variant.class_names)
         if isinstance(names, list) and len(names) == variant.classes:
-            return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
+            return tuple(
+                n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names
+            )
     return tuple(map(str, range(variant.classes)))

@@ -95,6 +95,8 @@ class ImageData:
                     f"{self.name}: {which} labels from {low} to {high}, but there are "
                     f"{len(self.classes)} classes"
                 )
+        if min(self.train.shape) < 1:
+            raise UserError(f"{self.name}: images are {_by(self.train.shape)}, without a pixel")
         if self.train.shape != self.test.shape:
             raise UserError(
                 f"{self.name}: training images are {_by(self.train.shape)}, test images "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError
-from .annotations import find_annotations, read_annotations
+from .annotations import find_annotations, read_annotations, read_lines
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -107,7 +107,7 @@ def _folder_names(folder: Path) -> tuple[str, ...]:
 def _check_announced(path: Path, training: Path, classes: tuple[str, ...]) -> None:
     """Tiny-ImageNet's ``wnids.txt`` names its classes, a line each."""
     if path.is_file():
-        missing = sorted(set(path.read_text().split()) - set(classes))
+        missing = sorted({name.strip() for name in read_lines(path)} - {*classes, ""})
         if missing:
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
             raise UserError(
