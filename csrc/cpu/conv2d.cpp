@@ -2,10 +2,10 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <string>
 #include <vector>
 
 #include "forward_plan.h"
+#include "text.h"
 
 namespace bunit {
 namespace {
@@ -55,7 +55,7 @@ Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vecto
 
 Tensor stacked_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                       const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
-                      const std::string& activation) {
+                      const Text& activation) {
   std::vector<Tensor> biases;
   if (bias) biases.push_back(*bias);
   return run(x, {weight}, biases, std::nullopt, units,
@@ -65,8 +65,8 @@ Tensor stacked_conv2d(const Tensor& x, const Tensor& weight, const std::optional
 Tensor stacked_unit_conv2d(const Tensor& x, const std::vector<Tensor>& weights,
                            const std::vector<Tensor>& biases, const std::optional<Tensor>& residual,
                            const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
-                           const std::string& activation, const std::string& out_activation,
-                           const std::string& residual_activation) {
+                           const Text& activation, const Text& out_activation,
+                           const Text& residual_activation) {
   return run(x, weights, biases, residual, units,
              {.stride = stride,
               .dilation = dilation,

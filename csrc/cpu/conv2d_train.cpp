@@ -15,13 +15,13 @@
 #include <memory>
 #include <new>
 #include <numeric>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "backward_plan.h"
 #include "forward_plan.h"
 #include "pack.h"
+#include "text.h"
 
 namespace bunit {
 namespace {
@@ -116,8 +116,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& gammas,
     const std::vector<Tensor>& betas, const std::optional<Tensor>& residual,
     const std::vector<int64_t>& units, int64_t stride, int64_t dilation, double eps,
-    const std::string& activation, const std::string& out_activation,
-    const std::string& residual_activation) {
+    const Text& activation, const Text& out_activation, const Text& residual_activation) {
   const int depth = int(weights.size());
   const Stack stack = Stack::conv(units, depth);
   STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == stack.channels[0], "expected an input [N, ",
@@ -221,8 +220,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Tensor& gradient, const Tensor& x, const std::vector<Tensor>& weights,
     const std::vector<Tensor>& gammas, const std::vector<Tensor>& betas,
     const std::vector<Tensor>& given_pre_norms, const Tensor& stats,
-    const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
-    const std::string& activation, const std::string& out_activation) {
+    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, const Text& activation,
+    const Text& out_activation) {
   const int depth = int(weights.size());
   const Stack stack = Stack::conv(units, depth);
   const Scalar dtype = scalar_of(x);

@@ -4,12 +4,12 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "backward_plan.h"
 #include "linear_plan.h"
+#include "text.h"
 
 namespace bunit {
 namespace {
@@ -52,7 +52,7 @@ Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
 }
 
 Tensor stacked_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                      const std::vector<int64_t>& units, const std::string& activation) {
+                      const std::vector<int64_t>& units, const Text& activation) {
   std::vector<Tensor> biases;
   if (bias) biases.push_back(*bias);
   return run(x, {weight}, biases, units, Activation::identity, activation_of(activation));
@@ -60,14 +60,14 @@ Tensor stacked_linear(const Tensor& x, const Tensor& weight, const std::optional
 
 Tensor stacked_unit_linear(const Tensor& x, const std::vector<Tensor>& weights,
                            const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
-                           const std::string& activation, const std::string& out_activation) {
+                           const Text& activation, const Text& out_activation) {
   return run(x, weights, biases, units, activation_of(activation), activation_of(out_activation));
 }
 
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear_backward(
     const Tensor& gradient, const Tensor& input, const std::vector<Tensor>& weights,
-    const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
-    const std::string& activation, const std::string& out_activation) {
+    const std::vector<Tensor>& biases, const std::vector<int64_t>& units, const Text& activation,
+    const Text& out_activation) {
   const Stack stack = Stack::linear(units, int64_t(weights.size()));
   const Tensor grad = dense(gradient), x = dense(input);
   const Image out = checked_rows(grad, stack.channels[stack.depth]);

@@ -8,6 +8,7 @@
 #include "cuda/level_grad_weight.h"
 #include "cuda/norms.h"
 #include "cuda/unit_forward.h"
+#include "text.h"
 
 namespace bunit::gpu {
 namespace {
@@ -123,7 +124,7 @@ Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vecto
 
 Tensor stacked_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                       const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
-                      const std::string& activation) {
+                      const Text& activation) {
   std::vector<Tensor> biases;
   if (bias) biases.push_back(*bias);
   return run(x, {weight}, biases, std::nullopt, units, stride, dilation, Activation::identity,
@@ -133,8 +134,8 @@ Tensor stacked_conv2d(const Tensor& x, const Tensor& weight, const std::optional
 Tensor stacked_unit_conv2d(const Tensor& x, const std::vector<Tensor>& weights,
                            const std::vector<Tensor>& biases, const std::optional<Tensor>& residual,
                            const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
-                           const std::string& activation, const std::string& out_activation,
-                           const std::string& residual_activation) {
+                           const Text& activation, const Text& out_activation,
+                           const Text& residual_activation) {
   return run(x, weights, biases, residual, units, stride, dilation, activation_of(activation),
              activation_of(out_activation), activation_of(residual_activation));
 }

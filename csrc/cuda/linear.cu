@@ -10,6 +10,7 @@
 #include "cuda/level_grad_weight.h"
 #include "cuda/unit_forward.h"
 #include "cuda/unit_linear_backward.h"
+#include "text.h"
 
 namespace bunit::gpu {
 namespace {
@@ -95,7 +96,7 @@ Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
 }
 
 Tensor stacked_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                      const std::vector<int64_t>& units, const std::string& activation) {
+                      const std::vector<int64_t>& units, const Text& activation) {
   std::vector<Tensor> biases;
   if (bias) biases.push_back(*bias);
   return run(x, {weight}, biases, units, Activation::identity, activation_of(activation));
@@ -103,7 +104,7 @@ Tensor stacked_linear(const Tensor& x, const Tensor& weight, const std::optional
 
 Tensor stacked_unit_linear(const Tensor& x, const std::vector<Tensor>& weights,
                            const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
-                           const std::string& activation, const std::string& out_activation) {
+                           const Text& activation, const Text& out_activation) {
   return run(x, weights, biases, units, activation_of(activation), activation_of(out_activation));
 }
 
@@ -185,8 +186,8 @@ Tensor backward_by_level(const Layer& layer, const UnitLinearBackwardCall& call,
 // Not of this file alone: tests/emulation/operators.cpp calls it past the dispatcher.
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear_backward(
     const Tensor& gradient, const Tensor& input, const std::vector<Tensor>& weights,
-    const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
-    const std::string& activation, const std::string& out_activation) {
+    const std::vector<Tensor>& biases, const std::vector<int64_t>& units, const Text& activation,
+    const Text& out_activation) {
   const auto layer = linear_layer(units, int64_t(weights.size()));
   const Stack& stack = layer->stack;
   const Tensor grad = dense(gradient), x = dense(input);

@@ -33,6 +33,7 @@
 #include "cuda/level_conv.h"
 #include "cuda/level_grad_weight.h"
 #include "cuda/norms.h"
+#include "text.h"
 
 namespace bunit::gpu {
 namespace {
@@ -74,8 +75,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& gammas,
     const std::vector<Tensor>& betas, const std::optional<Tensor>& residual,
     const std::vector<int64_t>& units, int64_t stride, int64_t dilation, double eps,
-    const std::string& activation, const std::string& out_activation,
-    const std::string& residual_activation) {
+    const Text& activation, const Text& out_activation, const Text& residual_activation) {
   const int depth = int(weights.size());
   const auto layer = conv_layer(units, depth);
   const Stack& stack = layer->stack;
@@ -167,8 +167,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Tensor& gradient, const Tensor& x, const std::vector<Tensor>& weights,
     const std::vector<Tensor>& gammas, const std::vector<Tensor>& betas,
     const std::vector<Tensor>& pre_norms, const Tensor& given_stats,
-    const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
-    const std::string& activation, const std::string& out_activation) {
+    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, const Text& activation,
+    const Text& out_activation) {
   const int depth = int(weights.size());
   const auto layer = conv_layer(units, depth);
   const Stack& stack = layer->stack;

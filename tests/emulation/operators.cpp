@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "cpu/stack.h"
+#include "text.h"
 
 namespace bunit::gpu {
 
@@ -30,8 +31,8 @@ namespace bunit::gpu {
 using torch::stable::Tensor;
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear_backward(
     const Tensor& gradient, const Tensor& input, const std::vector<Tensor>& weights,
-    const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
-    const std::string& activation, const std::string& out_activation);
+    const std::vector<Tensor>& biases, const std::vector<int64_t>& units, const Text& activation,
+    const Text& out_activation);
 
 }  // namespace bunit::gpu
 
@@ -206,8 +207,8 @@ void run_units(const Ints& rows, const Tensor& x, const Tensors& weights, const 
   const std::string gelu = "gelu", relu = "relu";
   const auto [y] = call<Tensor>("stacked_unit_linear", x, weights, biases, rows, gelu, relu);
   check(y, "linear", "the units' output");
-  const auto [gx, gw, gb] =
-      bunit::gpu::stacked_unit_linear_backward(grad, x, weights, biases, rows, gelu, relu);
+  const auto [gx, gw, gb] = bunit::gpu::stacked_unit_linear_backward(
+      grad, x, weights, biases, rows, bunit::Text(gelu), bunit::Text(relu));
   check(gx, "linear", "the gradient of the units' input");
   for (const Tensor& g : gw) check(g, "linear", "the gradient of a weight");
   for (const Tensor& g : gb) check(g, "linear", "the gradient of a bias");
