@@ -58,7 +58,8 @@ def stacked_conv2d(
     x, (weight, bias) = _autocast(x, [weight, bias])
     _check_image(x, geometry)
     _check_parameters(x, geometry.layout.levels, [weight], [] if bias is None else [bias])
-    return select("conv2d", x, geometry.layout).conv2d(x, weight, bias, geometry, activation)
+    chosen = select("conv2d", x, geometry.layout, geometry)
+    return chosen.conv2d(x, weight, bias, geometry, activation)
 
 
 def stacked_linear(
@@ -131,7 +132,7 @@ def stacked_unit_conv2d(
     _check_image(x, geometry)
     _check_parameters(x, geometry.layout.levels, weights, biases)
     residual = _check_residual(x, residual, geometry)
-    chosen = select("unit_conv2d", x, geometry.layout)
+    chosen = select("unit_conv2d", x, geometry.layout, geometry)
     return chosen.unit_conv2d(x, weights, biases, geometry, activations, residual)
 
 
@@ -206,7 +207,7 @@ def stacked_unit_conv2d_train(
     _check_norms(x, levels, gammas, betas)
     _check_batch(x, geometry)
     residual = _check_residual(x, residual, geometry)
-    chosen = select("unit_conv2d_train", x, geometry.layout)
+    chosen = select("unit_conv2d_train", x, geometry.layout, geometry)
     return chosen.unit_conv2d_train(
         x, weights, list(gammas), list(betas), geometry, activations, eps, residual
     )

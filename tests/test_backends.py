@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import pytest
 import torch
 from module_cases import CONV_LAYERS, LINEAR_LAYERS, conv_layer, image, linear_layer
 
-from bunit_kernels import backend, backends
-from bunit_kernels.backends import _choice
+from bunit_kernels import StackedConv2d, backend, backends
+from bunit_kernels.backends import _choice, _crossover
 from bunit_kernels.backends.base import Backend
 from bunit_kernels.layout import StackLayout, resolve_units
 
+SHORT = _crossover.SHORT
 LAYOUT = StackLayout(resolve_units("2-4-2", 3))
 
 
@@ -121,6 +123,23 @@ def test_auto_follows_the_measured_crossover(preferred, monkeypatch):
     assert chosen.name == ("torch" if preferred else "cpp")
     with backend("cpp"):  # asked for by name, it is not overruled
         assert _choice.select("conv2d", torch.empty(1), LAYOUT).name == "cpp"
+
+
+@pytest.mark.parametrize("units", ["16-32", "32-32-16"])
+@pytest.mark.parametrize("training", [True, False])
+def test_auto_keeps_away_from_wrong_convolutions(units, training):
+    """PyTorch's bfloat16 convolutions are wrong on some processors where outputs are one pixel wide
+    and stride is above 1; such units are otherwise PyTorch's, being wide."""
+    layer = StackedConv2d(units, num_units=2, stride=2).train(training)
+    x = torch.randn(6, layer.in_channels, 2 * SHORT, 2)
+    x = x.contiguous(memory_format=torch.channels_last)
+    expected = copy.deepcopy(layer).double()(x.double())
+    layer, x = layer.bfloat16(), x.bfloat16()
+    geometry = layer.geometry
+    assert _crossover.prefers_torch("conv2d", geometry.layout, geometry, x.repeat(1, 1, 1, SHORT))
+    assert not _crossover.prefers_torch("conv2d", geometry.layout, geometry, x)
+    # Weights, input and each level's output are rounded to 8 bits.
+    torch.testing.assert_close(layer(x).double(), expected, atol=0.1, rtol=0.05)
 
 
 @pytest.mark.parametrize("preferred", [True, False])

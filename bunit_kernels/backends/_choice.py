@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from ..layout import StackLayout
+from ..layout import ConvGeometry, StackLayout
 from ._crossover import prefers_torch
 from .base import Backend
 from .cpp import Cpp
@@ -95,8 +95,11 @@ class backend:
         _current = self.previous
 
 
-def select(op: str, x: torch.Tensor, layout: StackLayout) -> Backend:
-    """The backend that runs ``op`` (a method of :class:`~.base.Backend`) on ``x``.
+def select(
+    op: str, x: torch.Tensor, layout: StackLayout, geometry: ConvGeometry | None = None
+) -> Backend:
+    """The backend that runs ``op`` (a method of :class:`~.base.Backend`) on ``x``; convolutions
+    have a geometry too.
 
     Raises:
         BackendUnavailable: the backend in force cannot take ``x``.
@@ -105,7 +108,7 @@ def select(op: str, x: torch.Tensor, layout: StackLayout) -> Backend:
         for name in _OURS.get(x.device.type, ()):
             ours = _BACKENDS[name]
             if ours.why_not(x.device, x.dtype) is None:
-                return _BACKENDS["torch"] if prefers_torch(op, layout, x) else ours
+                return _BACKENDS["torch"] if prefers_torch(op, layout, geometry, x) else ours
         return _BACKENDS["torch"]
     chosen = _BACKENDS[_current]
     reason = chosen.why_not(x.device, x.dtype)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..layout import StackLayout
+from ..layout import ConvGeometry, StackLayout
 
 NEVER = 1 << 30
 SHORT = 16  # pixels a row
@@ -52,7 +52,7 @@ LINEARS = {
 CUDA_FROM_WIDTH = 16
 
 
-def prefers_torch(op: str, layout: StackLayout, x: Tensor) -> bool:
+def prefers_torch(op: str, layout: StackLayout, geometry: ConvGeometry | None, x: Tensor) -> bool:
     """Whether PyTorch's operators were measured (on CUDA: are expected) to be faster than ours for
     such units and input."""
     if x.is_cuda:
@@ -60,7 +60,17 @@ def prefers_torch(op: str, layout: StackLayout, x: Tensor) -> bool:
     grad = op == "unit_conv2d_train" or torch.is_grad_enabled()
     if (op, grad) in LINEARS:
         return layout.width >= LINEARS[op, grad]
+    if torch_errs(geometry, x):
+        return False
     channels_last = x.stride(1) == 1 and not x.is_contiguous()
     from_width = CONVOLUTIONS[op, grad, channels_last]
     short = x.shape[-1] < SHORT
     return layout.width >= (from_width.short_rows if short else from_width.long_rows)
+
+
+def torch_errs(geometry: ConvGeometry, x: Tensor) -> bool:
+    """Whether PyTorch's own convolution of ``x`` is wrong on processors with AMX, forward and back:
+    bfloat16 outputs one pixel wide of a stride above 1 (torch 2.13, pytorch/pytorch#188426)."""
+    if x.dtype != torch.bfloat16 or geometry.stride == 1:
+        return False
+    return geometry.level_sizes(*x.shape[2:])[1][1] == 1
