@@ -38,14 +38,30 @@ def load(path: Path) -> dict:
     return found
 
 
-def markdown(runs: list[dict]) -> list[str]:
-    """The lines of the table, rows in the order of their first runs."""
-    rows: dict[str, list[dict]] = {}
-    for run in runs:
+def load_all(paths: list[Path]) -> list[list[dict]]:
+    """The runs of these files and of all files of these folders, those of one recipe together.
+
+    Raises:
+        SystemExit: there is none, or one is no finished run.
+    """
+    files = [file for path in paths for file in ([path] if path.is_file() else path.glob("*.json"))]
+    if not files:
+        sys.exit(f"no metrics files in {', '.join(map(str, paths))}")
+    recipes: dict[str, list[dict]] = {}
+    for run in map(load, sorted(files)):
         settings = {k: v for k, v in run["settings"].items() if k not in FREE}
-        rows.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+        recipes.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+    return sorted(recipes.values(), key=_size)
+
+
+def _size(runs: list[dict]) -> tuple:
+    return runs[0]["data"]["shape"], runs[0]["comparison"]["dense_flops"]
+
+
+def markdown(recipes: list[list[dict]]) -> list[str]:
+    """The lines of the table, a row a recipe."""
     lines = [HEAD, "|---|---" + "|---:" * (HEAD.count("|") - 3) + "|"]
-    return lines + [_row(same) for same in rows.values()]
+    return lines + [_row(runs) for runs in recipes]
 
 
 def _row(runs: list[dict]) -> str:
@@ -79,11 +95,7 @@ def _row(runs: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Markdown table of training runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="METRICS.json|FOLDER")
-    given = parser.parse_args().runs
-    files = [file for path in given for file in ([path] if path.is_file() else path.glob("*.json"))]
-    if not files:
-        sys.exit(f"no metrics files in {', '.join(map(str, given))}")
-    print("\n".join(markdown([load(path) for path in sorted(files)])))
+    print("\n".join(markdown(load_all(parser.parse_args().runs))))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@
 namespace bunit {
 
 // A std::string but for how it comes out of the stable ABI: torch's own conversion to std::string
-// leaks one at every call (pytorch/pytorch#191340; in the headers of 2.11 to 2.13).
+// leaks one at every call (pytorch/pytorch#191340; in 2.11 to 2.13, mended in 2.15).
 struct Text : std::string {
   explicit Text(std::string text) : std::string(std::move(text)) {}
 };
