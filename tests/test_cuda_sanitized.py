@@ -13,7 +13,7 @@ import pytest
 from emulated_build import ADDRESS, CSRC, KERNELS, ROOT, THREAD
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.thorough,
     pytest.mark.skipif(
         emulated_build.why_no_kernels() is not None, reason=str(emulated_build.why_no_kernels())
     ),

@@ -95,10 +95,3 @@ def test_no_nvcc_is_told(monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
     assert resources.main([]) == 2
     assert "no nvcc on the PATH" in capsys.readouterr().out
-
-
-@needs_nvcc
-@pytest.mark.slow
-def test_kernels_keep_to_their_registers(capsys):
-    """For one architecture; .ci/run does all of them."""
-    assert resources.main(["--arch", "90"]) == 0, capsys.readouterr().err

@@ -88,12 +88,12 @@ def measured(call: str) -> float:
     return float(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_ten_thousand_training_steps_take_no_memory():
     assert measured("t.training_steps()") < LOST
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_layers_that_are_dropped_are_gone():
     assert measured("t.layers_made_and_dropped()") < LOST
 

@@ -96,7 +96,7 @@ def wheel(sdist, tmp_path_factory) -> Path:
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_source_distribution_holds_the_project(sdist, files):
     with tarfile.open(sdist) as archive:
         members = {m.name.partition("/")[2] for m in archive if m.isfile()}
@@ -105,7 +105,7 @@ def test_source_distribution_holds_the_project(sdist, files):
     assert members - made == set(files) - of_the_repository
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_wheel_holds_the_package_and_its_object(wheel, files):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -115,7 +115,7 @@ def test_wheel_holds_the_package_and_its_object(wheel, files):
     assert f"{info}licenses/LICENSE" in names
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_wheel_is_for_every_python(wheel):
     """As its tag says: nothing of Python's C API is asked for."""
     version = bunit_kernels.__version__
@@ -126,7 +126,7 @@ def test_wheel_is_for_every_python(wheel):
     assert not [name for name in names_in_object if name.startswith((b"Py", b"_Py"))]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_wheel_installs_and_runs_without_a_compiler(wheel, tmp_path):
     (tmp_path / "empty").mkdir()
     here = {"PATH": str(tmp_path / "empty"), "PYTHONPATH": str(tmp_path / "site")}

@@ -25,6 +25,11 @@ from PIL import Image
 
 from bunit_kernels import StackedConv2d, UnitSpec, models
 from bunit_kernels.layout import ConvGeometry, StackLayout, resolve_units
+from bunit_kernels.report.runs import read_runs
+from bunit_kernels.report.training_plot import plot_training
+from bunit_kernels.search import cli as search_cli
+from bunit_kernels.search.report import RESULTS, read_results, trained_before
+from bunit_kernels.search.settings import SearchSettings
 from bunit_kernels.train import cli
 from bunit_kernels.train.checkpoint import build_model, check_data, load_checkpoint, save_checkpoint
 from bunit_kernels.train.data import ImageData, LabelledImages, load_data
@@ -244,6 +249,66 @@ def run_settings_seeds() -> list[bytes]:
     return [json.dumps(content).encode(), b'{"settings": {"epochs": 2, "unknown": []}}', b"[]"]
 
 
+# --- what other commands read of a run or a search -----------------------------------------------
+
+
+def reported_run(data: bytes) -> bool:
+    """``metrics.json`` of a run that is to be in a report."""
+    with folder() as where, refused(UserError):
+        (where / METRICS).write_bytes(data)
+        (run,) = read_runs([where])
+        repr((run.comparison, run.data_name, run.data_key))
+        plot_training(run)
+        return True
+    return False
+
+
+def reported_run_seeds() -> list[bytes]:
+    epoch = {"epoch": 1, "train_loss": 2, "train_accuracy": 0.1, "test_loss": 2.5}
+    network = {"parameters": 9, "flops": 90, "accuracy": 0.2, "best_accuracy": 0.2}
+    network["history"] = [epoch | {"test_accuracy": 0.2}]
+    timed = network | {"training_step_seconds": 0.1, "inference_seconds": 0.1}
+    data = {"name": "small", "shape": [1, 4, 4], "classes": ["0", "1"]}
+    content = {
+        "settings": SETTINGS.to_dict(),
+        "versions": dict.fromkeys(("bunit_kernels", "torch", "device", "platform"), "1"),
+        "backend": "auto",
+        "data": data | {"training_images": 4, "test_images": 2},
+    }
+    seeds = [{"a": timed, "b": timed}, {"a": network}, {"a": network | {"history": []}}]
+    seeds.append({name: network | {"inference_seconds": 0.1} for name in ("a", "b")})
+    return [json.dumps(content | {"networks": networks}).encode() for networks in seeds]
+
+
+def resumed_search(data: bytes) -> bool:
+    """``search.json`` of a search that is resumed, up to where it would begin."""
+    begun = []
+
+    def begin(settings, *_, **__):
+        json.dumps(settings.to_dict())
+        with refused(UserError):
+            trained_before(read_results(where), where)
+            begun.append(settings)
+        return mock.MagicMock()
+
+    output = io.StringIO()
+    with folder() as where, mock.patch.object(search_cli, "Search", begin):
+        (where / RESULTS).write_bytes(data)
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            try:
+                code = search_cli.main(["--resume", str(where)])
+            except SystemExit as end:  # argparse's
+                code = end.code
+    assert code in (0, 2), (code, output.getvalue())
+    return bool(begun)
+
+
+def resumed_search_seeds() -> list[bytes]:
+    entry = {"units": {"layer2": "2-4-m"}, "accuracy": 0.5, "failure": None, "history": []}
+    content = {"settings": SearchSettings().to_dict(), "data": {}, "candidates": [entry]}
+    return [json.dumps(content | changed).encode() for changed in ({}, {"candidates": []})]
+
+
 # --- data ----------------------------------------------------------------------------------------
 
 
@@ -393,6 +458,8 @@ TARGETS = {
     ),
     "command_line": Target(command_line, command_line_seeds),
     "run_settings": Target(run_settings, run_settings_seeds),
+    "reported_run": Target(reported_run, reported_run_seeds),
+    "resumed_search": Target(resumed_search, resumed_search_seeds),
     "idx": Target(idx, idx_seeds),
     "npz": Target(npz, npz_seeds),
     "annotations": Target(annotations, annotation_seeds),
