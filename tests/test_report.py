@@ -371,7 +371,7 @@ def test_metrics_file_that_cannot_be_read(run, tmp_path, capsys, content, messag
         (lambda r: r["networks"]["cnn"].update(parameters=10**400), "networks.cnn.parameters"),
         (lambda r: r["networks"]["cnn"].update(accuracy=97.0), "networks.cnn.accuracy"),
         (lambda r: r["networks"]["cnn"].pop("best_accuracy"), "networks.cnn.best_accuracy"),
-        (lambda r: r["networks"]["cnn"].pop("inference_seconds"), "the times of one"),
+        (lambda r: r["networks"]["cnn"].pop("inference_seconds"), "some of the times"),
         (lambda r: r["networks"]["cnn"].update(inference_seconds=True), "cnn.inference_seconds"),
         (lambda r: r["networks"]["cnn"]["history"][1].pop("test_loss"), "cnn.history[1].test_loss"),
     ],
