@@ -166,7 +166,7 @@ def pytest_terminal_summary(terminalreporter, config):
     )
     for group in found["groups"]:
         terminalreporter.write_line("")
-        for line in group_table(group, rates):
+        for line in group_table(group):
             terminalreporter.write_line(line)
     for group in found["networks"]:
         terminalreporter.write_line("")
