@@ -364,7 +364,7 @@ def test_missing_package_is_named(command, capsys, monkeypatch, package, name):
     assert not folder.exists()
 
 
-def test_candidate_whose_loss_explodes(command, monkeypatch, capsys):
+def test_candidate_whose_loss_explodes(command, capsys):
     code, folder = command("--lr", "1e30", "--epochs", "2")
     assert code == 1 and "a lower --lr than 1e+30" in capsys.readouterr().err
     found = results(folder)
