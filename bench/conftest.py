@@ -82,7 +82,7 @@ class Session:
     def group(self, name: str, direction: str):
         key = name, direction
         if key not in self.groups:
-            _ = self.rates
+            _ = self.rates  # measured before the first group
             workload = next(w for w in WORKLOADS if w.name == name)
             self.groups[key] = run_group(
                 workload.small() if QUICK else workload,
@@ -98,7 +98,7 @@ class Session:
     def network(self, name: str, direction: str):
         key = name, direction
         if key not in self.networks:
-            _ = self.rates
+            _ = self.rates  # measured before the first group
             work = next(w for w in NETWORKS if w.name == name)
             self.networks[key] = run_network_group(
                 work.small() if QUICK else work,
@@ -166,7 +166,7 @@ def pytest_terminal_summary(terminalreporter, config):
     )
     for group in found["groups"]:
         terminalreporter.write_line("")
-        for line in group_table(group, rates):
+        for line in group_table(group):
             terminalreporter.write_line(line)
     for group in found["networks"]:
         terminalreporter.write_line("")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 import torch
-from harness import Samples, build, measure, worth_more
+from harness import Samples, build, measure, measure_memory, worth_more
 from mapped import MappedProcess
-from memory import peak_bytes
 from peers import PEERS, peers_for
 from table import ours as ours_in
 from workloads import DIRECTIONS, WORKLOADS, Case, Workload, make_case
@@ -74,11 +73,9 @@ def run_group(
     built = build(case, names)
     group.skipped, group.failed = built.skipped, built.failed
     group.samples = measure(built.variants, budget * SHARES[direction], min_rounds, device)
-    for name, made in built.variants.items():
-        with made.mode():
-            group.samples[name].peak_bytes = peak_bytes(made.run, device)
+    measure_memory(group.samples, built.variants, device)
     names = worth_more(group.samples, built.variants)
-    del case, built, made
+    del case, built
     if direction == "eval" and device == "cpu" and names:
         answer = child.measure(
             workload=asdict(workload), direction=direction, names=names, min_rounds=min_rounds,
@@ -88,7 +85,7 @@ def run_group(
     return group
 
 
-def group_table(group: dict, rates: dict) -> list[str]:
+def group_table(group: dict) -> list[str]:
     """A group of a results file as lines of text: one variant a line, the fastest first."""
     fresh, mapped = group["fresh"], group["mapped"]
     lines = [

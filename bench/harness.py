@@ -25,6 +25,7 @@ import warnings
 from dataclasses import dataclass, field
 
 import torch
+from memory import peak_bytes
 from peers import PEERS, Unsupported, Variant, check, results
 from workloads import Case
 
@@ -115,20 +116,21 @@ def build(case: Case, names: list[str], checked: bool = True) -> Built:
             else:
                 results(made)
         except (Unsupported, BackendUnavailable, NotImplementedError) as error:
-            built.skipped[name] = _first_line(error)
+            built.skipped[name] = first_line(error)
         except AssertionError as error:
             built.failed[name] = str(error)
         except Exception as error:
             if not name.startswith("compile"):
-                built.failed[name] = f"{type(error).__name__}: {_first_line(error)}"
+                built.failed[name] = f"{type(error).__name__}: {first_line(error)}"
             else:  # no compiler, or one that cannot compile this
-                built.skipped[name] = f"{type(error).__name__}: {_first_line(error)}"
+                built.skipped[name] = f"{type(error).__name__}: {first_line(error)}"
         else:
             built.variants[name] = made
     return built
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Of its message, or what kind of error it is."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -190,6 +192,13 @@ def _sample(made: Variant, iterations: int, device: str) -> tuple[float, float]:
         seconds = time.perf_counter() - start
         faults = _page_faults() - faults
     return seconds / iterations, faults / iterations
+
+
+def measure_memory(samples: dict[str, Samples], variants: dict[str, Variant], device: str) -> None:
+    """Notes what one more call of each variant takes at its height."""
+    for name, made in variants.items():
+        with made.mode():
+            samples[name].peak_bytes = peak_bytes(made.run, device)
 
 
 def _synchronise(device: str) -> None:

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from harness import Samples, measure
-from memory import peak_bytes
+from harness import Samples, measure, measure_memory
 from peers import Variant
 from torch import nn
 
@@ -149,9 +148,7 @@ def run_network_group(
         for name in names
     }
     group.samples = measure(made, budget, min_rounds, device)
-    for name, variant in made.items():
-        with variant.mode():
-            group.samples[name].peak_bytes = peak_bytes(variant.run, device)
+    measure_memory(group.samples, made, device)
     return group
 
 

@@ -11,19 +11,21 @@ import argparse
 
 import torch
 from harness import build, measure, quiet_warnings
+from peers import PEERS
 from workloads import Workload, make_case
 
 CONV = Workload("conv", "2-4-2", 2, 1, 4)
 LINEAR = Workload("linear", "2-4-2", 2, 1)
 
-#: (what, workload, direction, variants), all of them found in :mod:`peers`.
+#: (what, direction).
 ROWS = (
     ("one level, forward", "level"),
     ("whole unit, forward", "eval"),
     ("one level, forward + backward", "level_grad"),
     ("whole unit, forward + backward", "train"),
 )
-PEERS = {
+#: Variants of each workload, by their names in :mod:`peers`.
+VARIANTS = {
     CONV: ("cpp", "auto", "cpp module", "grouped", "grouped folded", "loop"),
     LINEAR: ("cpp", "auto", "bmm", "loop"),
 }
@@ -31,12 +33,10 @@ PEERS = {
 
 def rows(budget: float):
     """(what, {variant: microseconds}, {variant: why not})."""
-    from peers import PEERS as ALL
-
-    for workload, names in PEERS.items():
+    for workload, names in VARIANTS.items():
         for what, direction in ROWS:
             case = make_case(workload, direction)
-            takes = [n for n in names if ALL[n].takes(workload, direction, ("quick",))]
+            takes = [n for n in names if PEERS[n].takes(workload, direction, ("quick",))]
             built = build(case, takes)
             samples = measure(built.variants, budget)
             times = {name: s.summary()["median"] * 1e6 for name, s in samples.items()}

@@ -21,7 +21,7 @@ from bunit_kernels import backends, functional
 
 #: Largest relative error (2-norm) against the loop in float32: outputs, gradients. A gradient may
 #: differ wholly where a pre-activation is zero but for a rounding, hence the room.
-OUTPUT_ERROR, GRADIENT_ERROR = 2e-5, 5e-3
+ERRORS = (2e-5, 5e-3)
 
 #: im2col buffers above this many values are filled a few images at a time.
 UNFOLD_VALUES = 1 << 24
@@ -361,8 +361,11 @@ def peers_for(workload: Workload, direction: str, effort: str) -> list[str]:
     return sorted(names, key=lambda name: PEERS[name].family != "ours")
 
 
-def check(name: str, made: Variant, expected: tuple[Tensor, ...]) -> None:
-    """Runs a variant once and compares it with what the loop gave, in the loop's order.
+def check(
+    name: str, made: Variant, expected: tuple[Tensor, ...], errors: tuple[float, float] = ERRORS
+) -> None:
+    """Runs a variant once and compares it with what the loop gave, in the loop's order; ``errors``
+    are allowed of the output and of gradients, as in :data:`ERRORS`.
 
     Raises:
         AssertionError: a shape differs, or an error is too large; names the tensor.
@@ -374,10 +377,8 @@ def check(name: str, made: Variant, expected: tuple[Tensor, ...]) -> None:
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         what = ("output", "gradient of the input")[i] if i < 2 else f"gradient {i - 1}"
         assert a.shape == e.shape, f"{name}: {what} is {tuple(a.shape)}, not {tuple(e.shape)}"
-        error = ((a - e).norm() / e.norm()).item()
-        assert error <= (GRADIENT_ERROR if i else OUTPUT_ERROR), (
-            f"{name}: {what} off by {error:.1e}"
-        )
+        error = ((a.to(e.dtype) - e).norm() / e.norm()).item()
+        assert error <= errors[i > 0], f"{name}: {what} off by {error:.1e}"
 
 
 def results(made: Variant) -> tuple[Tensor, ...]:

@@ -2,8 +2,8 @@
 row; all of them, or those of the parts named.
 
 "Best of torch" is the fastest form that a PyTorch user would reach for, whichever that was:
-grouped convolutions in either memory format, folded or not, compiled or not; ``bmm`` and ``einsum``
-for linear units. Ratios tell how many times the time of ours others take.
+grouped convolutions in either memory format, folded or not, compiled or not; ``bmm``, ``einsum``
+and ``grouped_mm`` for linear units. Ratios tell how many times the time of ours others take.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@
 #ifndef BUNIT_NAMESPACE
 #define BUNIT_NAMESPACE bunit_kernels
 #endif
+// A macro between, so that BUNIT_NAMESPACE is its value and not its name.
 #define BUNIT_LIBRARY(name, m) STABLE_TORCH_LIBRARY(name, m)
 
 BUNIT_LIBRARY(BUNIT_NAMESPACE, m) {

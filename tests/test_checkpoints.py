@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from module_cases import run_units
 from test_backbones import same_state
 from tolerance import assert_near, tolerance
 from torch import nn
@@ -32,12 +33,6 @@ class Unit(nn.Module):
         return torch.relu(self.layer2(self.between(self.layer1(x))))
 
 
-def run_loop(units, x):
-    widths = [unit.layer1[0].in_channels for unit in units]
-    parts = x.split(widths, 1)
-    return torch.cat([unit(part) for unit, part in zip(units, parts, strict=True)], 1)
-
-
 class Block(nn.Module):
     """A residual block as the authors' code has it, in place of one of ours."""
 
@@ -50,7 +45,7 @@ class Block(nn.Module):
 
     def forward(self, x):
         identity = x if self.downsample is None else self.downsample(x)
-        return torch.relu(run_loop(self.conv1, x) + identity)
+        return torch.relu(run_units(self.conv1, x) + identity)
 
 
 class MnistNet(nn.Module):
@@ -65,7 +60,7 @@ class MnistNet(nn.Module):
         self.fc_out = nn.Linear(32, 10)
 
     def forward(self, x):
-        x = run_loop(self.networks1, self.layer0(x))
+        x = run_units(self.networks1, self.layer0(x))
         return self.fc_out(nn.functional.max_pool2d(x, 5, 2).flatten(1))
 
 
@@ -82,9 +77,9 @@ class ExplorationNet(nn.Module):
         self.fc_out = copy.deepcopy(ours.head)
 
     def forward(self, x):
-        x = run_loop(self.unit_layer_1, self.norm_layer_1(x))
+        x = run_units(self.unit_layer_1, self.norm_layer_1(x))
         x = self.norm_layer_2(nn.functional.max_pool2d(x, 2))
-        return self.fc_out(run_loop(self.unit_layer_2, x).flatten(1))
+        return self.fc_out(run_units(self.unit_layer_2, x).flatten(1))
 
 
 def resnet18_pair():

@@ -25,7 +25,7 @@ __global__ void small(const float* x, float* y) {
 }
 template __global__ void small<Tag<2>, 256>(const float*, float*);
 """
-# Sixty-four sums that live at once, in a kernel that may have sixty-four registers.
+# Ninety-six sums that live at once, in a kernel that may have sixty-four registers.
 SPILLING = """
 __global__ void __launch_bounds__(1024, 1) spilling(const float* x, float* y, int n) {
   float sums[96] = {};

@@ -148,7 +148,6 @@ def test_gradient_of_a_sum_comes_as_an_expanded_scalar(every_backend, seed):
     case = ConvCase("2-4-2", 3)
     tensors = draw(case, seed)
     tensors["grad"] = [torch.ones(()).double().expand(case.output_shape)]
-    expected = outputs_and_gradients(loop, case, tensors)
     for op in (unit_conv2d, unit_conv2d_train):
         inputs = tensors | draw(case, seed, norms=op is unit_conv2d_train)
         inputs["grad"] = tensors["grad"]

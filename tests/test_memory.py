@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ LOST = 32
 
 def in_use() -> int:
     """Bytes of memory that this process has touched and not given back."""
-    return int(STATM.read_text().split()[1]) * 4096
+    return int(STATM.read_text().split()[1]) * resource.getpagesize()
 
 
 def growth(action, warm_up: int, count: int) -> float:

@@ -22,6 +22,7 @@ from reference_runs import (
     unit_conv2d_train_with_stats,
     unit_linear,
 )
+from tolerance import kinds
 
 from bunit_kernels import StackedConv2d, UnitSpec
 
@@ -211,11 +212,6 @@ def test_running_statistics_with_a_large_mean(every_backend):
 
 
 # --- NaN and infinity ----------------------------------------------------------------------------
-
-
-def kinds(x):
-    """0 for a finite value, 1 and 2 for the infinities, 3 for NaN."""
-    return (x.isposinf() + 2 * x.isneginf() + 3 * x.isnan()).to(torch.int8)
 
 
 def assert_same_kinds(actual, expected, what="output", activation=None):

@@ -12,8 +12,8 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
+from tiny_runs import write_images
 
 import bunit_kernels
 from bunit_kernels import metrics, models
@@ -34,11 +34,7 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def trained(tmp_path_factory) -> Path:
     """A tiny network and its dense counterpart, two epochs on a few images of 6x6 pixels."""
     folder = tmp_path_factory.mktemp("trained")
-    rng = np.random.default_rng(0)
-    labels = np.arange(64) % 2
-    images = (rng.integers(0, 128, (64, 6, 6)) + 127 * labels[:, None, None]).astype(np.uint8)
-    np.savez(folder / "images.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    options = ["--data", str(folder / "images.npz"), "--epochs", "2", "--batch-size", "16"]
+    options = ["--data", write_images(folder, 64, 64), "--epochs", "2", "--batch-size", "16"]
     network = ["--model-arg", "num_units=2", "--model-arg", "pool=['2-4-2']", "--threads", "1"]
     assert train([*options, *network, "--quiet", "--out", str(folder / "run")]) == 0
     return folder / "run"

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from search_cases import tiny_model  # noqa: F401
+from tiny_runs import write_images
 from torch import nn
 
 import bunit_kernels.models
@@ -30,18 +31,7 @@ from bunit_kernels.train.loop import Learner
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> str:
-    """60 training and 8 test images of 6x6 pixels, dark for one class and bright for the other."""
-    rng = np.random.default_rng(0)
-
-    def draw(count):
-        labels = np.arange(count) % 2
-        values = rng.integers(0, 128, (count, 6, 6)) + 127 * labels[:, None, None]
-        return values.astype(np.uint8), labels
-
-    (x, y), (x_test, y_test) = draw(60), draw(8)
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
-    return str(path)
+    return write_images(tmp_path_factory.mktemp("data"), 60, 8)
 
 
 def options_of(images) -> list[str]:
@@ -364,7 +354,7 @@ def test_missing_package_is_named(command, capsys, monkeypatch, package, name):
     assert not folder.exists()
 
 
-def test_candidate_whose_loss_explodes(command, monkeypatch, capsys):
+def test_candidate_whose_loss_explodes(command, capsys):
     code, folder = command("--lr", "1e30", "--epochs", "2")
     assert code == 1 and "a lower --lr than 1e+30" in capsys.readouterr().err
     found = results(folder)

@@ -20,9 +20,8 @@ CALM = ["--threads", "1"]
 TINY = ["--model-arg", "num_units=2", "--model-arg", "pool=['1-2-1', '2-1-2']"]
 
 
-@pytest.fixture
-def images(tmp_path) -> str:
-    """96 training and 32 test images of 6x6 pixels, dark for one class and bright for the other."""
+def write_images(folder: Path, train: int, test: int) -> str:
+    """So many images of 6x6 pixels in a file, dark for one class and bright for the other."""
     rng = np.random.default_rng(0)
 
     def draw(count):
@@ -30,10 +29,15 @@ def images(tmp_path) -> str:
         values = rng.integers(0, 128, (count, 6, 6)) + 127 * labels[:, None, None]
         return values.astype(np.uint8), labels
 
-    (x, y), (x_test, y_test) = draw(96), draw(32)
-    path = tmp_path / "images.npz"
+    (x, y), (x_test, y_test) = draw(train), draw(test)
+    path = folder / "images.npz"
     np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
     return str(path)
+
+
+@pytest.fixture
+def images(tmp_path) -> str:
+    return write_images(tmp_path, 96, 32)
 
 
 @pytest.fixture

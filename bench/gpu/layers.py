@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 from floors import WAYS, Gpu, floor
-from harness import Built
-from peers import PEERS, Unsupported, _ours, peer, peers_for, results
+from harness import Built, first_line
+from peers import PEERS, Unsupported, _ours, check, peer, peers_for, results
 from timing import measure
 from workloads import WORKLOADS, Case, Workload, make_case
 
@@ -26,7 +26,7 @@ ERRORS = {torch.float32: (2e-3, 2e-2), torch.bfloat16: (2e-2, 0.25)}
 #: Compiled only here: each takes half a minute of a run that has few.
 COMPILED = ("2-4-2_n128_32x32", "hybrid_n64_32x32")
 
-#: What only a CPU has, and what is no peer for time.
+#: What only a CPU has.
 LEFT_OUT = ("cpp", "cpp channels_last", "cpp module")
 
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
@@ -124,35 +124,18 @@ def build(case: Case, names: list[str], expected, dtype: torch.dtype) -> Built:
             torch.set_default_dtype(dtype)  # modules that peers make
             variant = PEERS[name].build(case)
             torch.set_default_dtype(torch.float32)
-            check_results(name, results(variant), expected, dtype)
+            check(name, variant, expected, ERRORS[dtype])
         except (Unsupported, BackendUnavailable, NotImplementedError) as error:
-            built.skipped[name] = _first_line(error)
+            built.skipped[name] = first_line(error)
         except AssertionError as error:
             built.failed[name] = str(error)
         except Exception as error:
             # A compiler may be missing, and not every roundabout way takes every dtype.
             roundabout = name.startswith("compile") or PEERS[name].family == "other"
             where = built.skipped if roundabout else built.failed
-            where[name] = f"{type(error).__name__}: {_first_line(error)}"
+            where[name] = f"{type(error).__name__}: {first_line(error)}"
         else:
             built.variants[name] = variant
         finally:
             torch.set_default_dtype(torch.float32)
     return built
-
-
-def check_results(name: str, actual, expected, dtype: torch.dtype) -> None:
-    """Raises AssertionError where one is off by more than :data:`ERRORS`."""
-    if not PEERS[name].checked:
-        return
-    assert len(actual) == len(expected), f"{name}: {len(actual)} results, not {len(expected)}"
-    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        what = "output" if i == 0 else f"gradient {i}"
-        assert a.shape == e.shape, f"{name}: {what} is {tuple(a.shape)}, not {tuple(e.shape)}"
-        error = ((a.float() - e).norm() / e.norm()).item()
-        assert error <= ERRORS[dtype][i > 0], f"{name}: {what} off by {error:.1e}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

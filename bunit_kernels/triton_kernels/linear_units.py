@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..ops._shapes import linear_rows
 from .activations import activate, activation_grad
 from .conv_grad_weight import add_parts
 from .conv_level import padded, precision
@@ -233,7 +234,7 @@ def forward(x, weights, biases, units, activation, out_activation):
     """All levels of all units, of up to four levels."""
     depth = len(weights)
     work = linear_work(units, depth, x.device)
-    outs = weights_out(units, depth)
+    outs = sum(count * widths[-1] for count, widths in linear_rows(units, depth))
     y = x.new_empty((*x.shape[:-1], outs))
     rows = y.numel() // outs
     if rows == 0:
@@ -283,12 +284,6 @@ def backward(grad, x, weights, biases, units, activation, out_activation):
         for tensor, begin in zip((*of_weights, *of_biases), begins, strict=True):
             add_parts(parts, tensor, begin)
     return grad_x, of_weights, of_biases
-
-
-def weights_out(units, depth) -> int:
-    """Output channels of all units."""
-    step = depth + 2
-    return sum(units[i] * units[i + depth + 1] for i in range(0, len(units), step))
 
 
 def _four(tensors, stand_in):

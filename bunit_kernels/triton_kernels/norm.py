@@ -17,7 +17,7 @@ from .activations import activate, activation_grad
 from .work import processors
 
 TILE = 1024  # values
-VARYING = ["rows", "images", "values", "parts", "share"]  # with the batch: compile nothing anew
+VARYING = ["rows", "values", "parts", "share"]  # with the batch: compile nothing anew
 
 
 class Norm(NamedTuple):

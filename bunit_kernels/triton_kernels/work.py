@@ -16,17 +16,15 @@ class ConvWork(NamedTuple):
     """One convolutional level.
 
     ``table`` is int32 [units, 7]: first input channel, input channels, first output channel, output
-    channels, kernel size, padding, first element of the weight. ``c_in``, ``c_out``, ``k`` and
-    ``pad`` are those of all units where ``uniform``, else the largest.
+    channels, kernel size, padding, first element of the weight. ``c_in``, ``c_out`` and ``k`` are
+    those of all units where ``uniform``, else the largest.
     """
 
     table: Tensor
     units: int
-    channels: tuple[int, int]  # of the level's input and output
     c_in: int
     c_out: int
     k: int
-    pad: int
     uniform: bool
 
 
@@ -53,8 +51,7 @@ def _conv_work(units: tuple[int, ...], device: torch.device) -> ConvWork:
     shapes = set(zip(c_ins, c_outs, ks, pads, strict=True))
     return ConvWork(
         torch.tensor(rows, dtype=torch.int32, device=device),
-        len(rows), (first_in, first_out), max(c_ins), max(c_outs), max(ks), max(pads),
-        len(shapes) == 1,
+        len(rows), max(c_ins), max(c_outs), max(ks), len(shapes) == 1,
     )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ Tensor contiguous_like(const Tensor& t, bool channels_last) {
       t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-// The single-level stack that level `level` of `stack` is.
+// Level `level` of the units that `rows` describe, as a stack of that level alone.
 Stack level_stack(const std::vector<int64_t>& rows, int64_t depth, int level) {
   std::vector<int64_t> out;
   for (size_t i = 0; i < rows.size(); i += size_t(depth) + 4) {

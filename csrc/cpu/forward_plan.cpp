@@ -67,7 +67,6 @@ void ForwardPlan::pack(const std::vector<Tensor>& weights, const std::vector<Ten
 void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
   Kind& kind = plan.kinds[size_t(unit.kind)];
   kind = {};
-  kind.kernel = unit.kernel;
   int64_t h = x.h, w = x.w;
   const int64_t span = options_.dilation * (unit.kernel - 1);
   for (int l = 0; l < stack_.depth; ++l) {
@@ -159,7 +158,6 @@ void ForwardPlan::run(const Image& x, const Image& y, const Image& residual, con
   ForwardCall call{};
   call.depth = stack_.depth;
   call.stride = int(options_.stride);
-  call.dilation = int(options_.dilation);
   call.hidden = options_.hidden;
   call.out = options_.out;
   call.after_residual = options_.after_residual;

@@ -20,11 +20,11 @@ struct ConvOptions {
   Pass pass = Pass::forward;
 };
 
-// Packs `units` of one level or more for inputs like `x`; `weights` and `biases` (empty, or one a
-// level) are the operators' tensors.
+// Of units of one level or more.
 class ForwardPlan {
  public:
-  // `x` needs no data.
+  // For inputs like `x`, which needs no data. `weights` and `biases` (empty, or one a level) are
+  // the operators' tensors.
   ForwardPlan(const Stack& stack, const Image& x, const std::vector<Tensor>& weights,
               const std::vector<Tensor>& biases, const ConvOptions& options);
 

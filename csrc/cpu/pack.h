@@ -13,6 +13,7 @@
 namespace bunit {
 
 constexpr int kChannelBlock = 4;  // kBlock of kernels/conv_core.h
+static_assert(kMaxDepth == kLevels);
 
 // Elements of a plane: whole vectors, and not a multiple of 4 KiB, where planes would evict one
 // another from the cache.
@@ -114,10 +115,6 @@ inline std::vector<int64_t> tap_offsets(const Unit& unit, int level, int64_t str
     }
   }
   return offsets;
-}
-
-inline int64_t packed_size(const Unit& unit, int level) {
-  return int64_t(unit.widths[level]) * unit.widths[level + 1] * unit.kernel * unit.kernel;
 }
 
 // Values of a tensor, of any of the dtypes, in the compute type T.

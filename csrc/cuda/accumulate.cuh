@@ -77,7 +77,7 @@ __device__ __forceinline__ void accumulate(const float* in, const Taps& taps, in
   }
 }
 
-// Calls body(std::integral_constant of 1 to kChannels) for a block of at most kChannels channels.
+// Calls body(Count<1> to Count<kChannels>) for a block of at most kChannels channels.
 template <int N>
 struct Count {
   static constexpr int value = N;

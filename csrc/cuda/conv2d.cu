@@ -44,7 +44,7 @@ Size output_size(const Stack& stack, Size in, int64_t stride, int64_t dilation) 
 void run_levels(const Layer& layer, const UnitForwardCall& call, const Tensor& x, const Tensor& y,
                 cudaStream_t stream) {
   const bool channels_last = wants_channels_last(y);
-  Tensor in = x;
+  Tensor in = x;  // holds what `from` sees
   View from = call.x;
   for (int l = 0; l < call.depth; ++l) {
     const bool last = l == call.depth - 1;

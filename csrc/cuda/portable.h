@@ -4,9 +4,8 @@
 //
 //   BUNIT_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)
 //   BUNIT_DYNAMIC_SHARED(T, name)    T* name: the block's dynamic shared memory
-//   BUNIT_LIBRARY_IMPL(m) {...}      registers operators for CUDA tensors; emulated ones are those
-//   of
-//                                    the namespace bunit_emulated, for CPU tensors
+//   BUNIT_LIBRARY_IMPL(m) {...}      registers operators for CUDA tensors; emulated, those of the
+//                                    namespace bunit_emulated for CPU tensors
 //
 // A kernel that is a template with several arguments goes in parentheses: ((kernel<A, B>), ...).
 #pragma once

@@ -8,8 +8,7 @@
 //
 //   forward   level 1: x r c0, z1 w c1                                          [6]
 //             level 2: z1 r c1, through norm and activation; z2 w c2            [6]
-//             last norm, activation and residual: z2 r c2, y w c2               [4, residual 2
-//             more]
+//             last norm, activation: z2 r c2, y w c2; a residual, r c2 more     [4]
 //   backward  sums for the last norm: grad r c2, z2 r c2                        [4]
 //             level 2, both gradients and the sums for the norm before it:
 //               grad and z2 r 2 c2, z1 r c1; gradient w c1                      [12]

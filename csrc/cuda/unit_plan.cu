@@ -94,7 +94,6 @@ class Planner {
     for (const Kind& kind : list_.kinds) {
       if (kind.code < 0) continue;
       // One padding and so one geometry: units of a layer have outputs of one size.
-      t.fixed = true;
       const int across = level_size(call_.x.w, kind, 1, call_.stride);
       const int down = level_size(call_.x.h, kind, 1, call_.stride);
       t.first_level = Patches(std::min(h + 2, down), std::min(w + 2, across), images);

@@ -45,7 +45,6 @@ struct Tiling {
   bool y_pairs, residual_pairs;
 
   // Of the kinds with compile-time widths (unit_fixed.cuh).
-  bool fixed;
   Planes in, hidden;
   Patches first_level, second_level;
 };

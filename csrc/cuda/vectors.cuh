@@ -1,5 +1,5 @@
-// Several neighbouring elements of global memory at a time, read past the cache that kernels write
-// through. Addresses are aligned to all of them.
+// Several neighbouring elements of global memory at a time, read by the way for what a kernel does
+// not write. Addresses are aligned to all of them.
 #pragma once
 
 #include <cstring>

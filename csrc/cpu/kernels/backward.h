@@ -239,7 +239,8 @@ struct StagedBackward {
   Region out, in;
   T* grad_x;
 
-  // Output rows [y0, end) with a halo, and the input rows that go with them.
+  // For output rows [y0, y1), and on to q1 for the input's gradient: these with a halo, and the
+  // input rows that go with them.
   StagedBackward(const BackwardCall& given, int64_t first, int64_t last, int64_t y0, int64_t y1,
                  int64_t q1)
       : given(given), call(given), grad_x(nullptr) {

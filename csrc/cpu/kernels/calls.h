@@ -52,7 +52,6 @@ struct Level {
 constexpr int kLevels = 8;
 
 struct Kind {
-  int kernel;
   int64_t row;   // elements a row in every buffer of the unit
   int64_t step;  // output rows made at a time
   Level levels[kLevels];
@@ -75,7 +74,7 @@ struct Moments {
 struct ForwardCall {
   Image x, y, residual;  // residual.data may be null
   int depth;
-  int stride, dilation;
+  int stride;
   int64_t lanes;  // images a work item
   Activation hidden, out, after_residual;
   const PackedUnit* units;

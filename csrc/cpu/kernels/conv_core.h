@@ -16,7 +16,6 @@ constexpr int kAccumulators = BUNIT_REGISTERS == 32 ? 24 : 12;
 constexpr int kBlock = 4;  // output channels at a time
 
 constexpr int strip_of(int channels) { return kAccumulators / (channels < 2 ? 2 : channels); }
-constexpr int kMaxStrip = strip_of(1);
 
 template <int... I>
 struct Seq {};

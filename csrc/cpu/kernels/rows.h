@@ -1,5 +1,5 @@
-// What is done to a row of pixels on its way, a vector at a time, what can be decided once for a
-// channel decided before: per row it would take longer than the arithmetic.
+// What is done to a row of pixels on its way, a vector at a time. What can be decided once for a
+// channel is decided before: per row it would take longer than the arithmetic.
 #pragma once
 
 #include "convert.h"

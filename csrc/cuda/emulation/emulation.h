@@ -1,5 +1,5 @@
 // CUDA for a host compiler: enough of its language and runtime to run this project's kernels on the
-// CPU, block after block, each thread of a block a fiber (emulation.cpp). For tests alone.
+// CPU, block after block, each thread of a block a fiber (execution.cpp). For tests alone.
 //
 // What is real: barriers, warp shuffles and votes, shared memory, alignment of vector loads, limits
 // of a launch. What is stricter than hardware: threads run in any order between barriers, never in

@@ -1,4 +1,4 @@
-// A launch, its blocks and threads, and what threads of a block do together (emulation.cpp).
+// A launch, its blocks and threads, and what threads of a block do together (execution.cpp).
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,55 @@
+"""The benchmarks' own parts, as far as no time is taken: variants built, checked and left out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path += [str(Path(__file__).resolve().parent.parent / part) for part in ("bench", "bench/gpu")]
+import groups
+import layers
+from peers import PEERS, Unsupported, peer
+from workloads import Workload, make_case
+
+SMALL = Workload("small", "2-4-2", 2, 2, 5)
+
+
+@pytest.fixture
+def odd_peers():
+    """One that cannot run, and one that runs and is wrong."""
+
+    @peer("nothing", "other")
+    def nothing(case):
+        raise Unsupported("not on this machine")
+
+    @peer("wrong", "other")
+    def wrong(case):
+        made = PEERS["loop"].build(case)
+        right = made.run
+        made.run = lambda: tuple(2 * t for t in right())
+        return made
+
+    yield
+    del PEERS["nothing"], PEERS["wrong"]
+
+
+@pytest.mark.parametrize("direction", ["eval", "train"])
+def test_group_of_which_nothing_can_run(direction, odd_peers):
+    group = groups.run_group(SMALL, direction, ["nothing", "wrong"], 0.01, 2, child=None)
+    assert group.skipped == {"nothing": "not on this machine"}
+    assert group.failed["wrong"].startswith("wrong: output off by 1.0e+00")
+    assert group.samples == group.mapped == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("direction", ["eval", "train"])
+def test_variants_of_a_gpu_are_checked_in_their_dtype(direction, dtype, odd_peers, monkeypatch):
+    monkeypatch.setattr(layers, "make_case", lambda workload, to, _: make_case(workload, to))
+    made = make_case(SMALL, direction)
+    case, expected = layers.cast(made, dtype), layers.expected_of(made, dtype)
+    built = layers.build(case, ["grouped", "auto", "nothing", "wrong"], expected, dtype)
+    assert list(built.variants) == ["grouped", "auto"]
+    assert list(built.skipped) == ["nothing"] and list(built.failed) == ["wrong"]
