@@ -121,7 +121,8 @@ def _add_training(group) -> None:
     _option(
         group,
         "augment",
-        "variation of training images; auto: crop-flip for colour, none for grey",
+        "variation of training images; auto: crop-flip for colour (streamed: resized-crop-flip), "
+        "none for grey",
         choices=AUGMENTATIONS,
     )
     _option(group, "limit", "use at most N training images", type=int, metavar="N")
