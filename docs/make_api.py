@@ -1,8 +1,8 @@
 """``python docs/make_api.py [FILE]``: docs/api.md, written anew from signatures and docstrings.
 
-An own script, as what was tried (griffe2md) lists every undocumented helper, drops the shapes that
-stand as comments in signatures, and links types to anchors that are not there. Here a signature is
-the source's own lines, and public names are what ``__init__.py`` files export.
+A script of our own: what was tried (griffe2md) lists every undocumented helper, drops the shapes
+that stand as comments in signatures, and links types to anchors that are not there. Here a
+signature is the source's own lines, and public names are what ``__init__.py`` files export.
 """
 
 from __future__ import annotations

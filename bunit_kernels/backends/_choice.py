@@ -122,7 +122,8 @@ def _check_name(name: str) -> None:
 
 
 def _load(name: str) -> None:
-    """Makes the operators of a backend that was asked for, before anything counts or traces them."""
+    """Registers the operators of a backend that is asked for by name, before anything counts or
+    traces them."""
     if name == "triton":
         _BACKENDS[name].load()
 
