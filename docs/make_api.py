@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 
 import bunit_kernels
-from bunit_kernels import layout, memory
+from bunit_kernels import layout
 
 HEAD = "# API reference\n\nMade from the docstrings by `python docs/make_api.py`: change those.\n"
 ROLE_OR_LITERAL = re.compile(r":\w+:`~?\.*(?:\w+\.)*?(\w+)`|``(.+?)``")
@@ -26,7 +26,7 @@ ITEM = re.compile(r" {4}(\w+(?:, \w+)*): (.*)")
 
 def reference() -> str:
     exported = [getattr(bunit_kernels, name) for name in bunit_kernels.__all__]
-    modules = [bunit_kernels, *filter(inspect.ismodule, exported), layout, memory]
+    modules = [bunit_kernels, *filter(inspect.ismodule, exported), layout]
     return "\n".join([HEAD, *(part for module in modules for part in _module(module))])
 
 
