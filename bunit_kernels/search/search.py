@@ -118,7 +118,7 @@ class Search:
                 reasons = {entry["failure"] for entry in self.trained.values()}
                 raise TrainingError(f"no candidate could be trained: {'; '.join(sorted(reasons))}")
             write_json(self.folder / UNITS, results["units"])
-        self._print(results, len(shortlist))
+        self._print(results)
         return results
 
     def _find_smallest(self) -> dict[str, str]:
@@ -220,7 +220,7 @@ class Search:
         write_json(self.folder / RESULTS, results)
         return results
 
-    def _print(self, results: dict, shown: int) -> None:
+    def _print(self, results: dict) -> None:
         print(
             f"{self.data.name}: {len(self.data.train)} training images, accuracy on "
             f"{len(self.data.test)} more that were held out of them"
