@@ -1,6 +1,6 @@
 """Stacked layers of small networks: every unit in one launch."""
 
-from . import backends, functional, metrics, models
+from . import backends, functional, memory, metrics, models
 from .backends import backend
 from .nn import StackedConv2d, StackedLinear, bunitize, fuse
 from .units import PAPER_POOL, UnitSpec
@@ -17,6 +17,7 @@ __all__ = [
     "bunitize",
     "functional",
     "fuse",
+    "memory",
     "metrics",
     "models",
 ]

@@ -49,7 +49,12 @@ def resolve_units(units: Units, num_units: int | None = None) -> tuple[UnitSpec,
 
 @dataclass(frozen=True)
 class Level:
-    """One level: for each unit its ``(c_in, c_out, k)``; ``k`` is ``None`` for linear units."""
+    """One level: for each unit its ``(c_in, c_out, k)``; ``k`` is ``None`` for linear units.
+
+    ``in_widths``, ``out_widths`` and ``weight_sizes`` are each unit's channels and its number of
+    weights; ``in_channels`` and ``out_channels`` are sums over units. ``uniform`` says whether all
+    units are alike, which decides ``weight_shape``, the packed weight's.
+    """
 
     blocks: tuple[tuple[int, int, int | None], ...]
     in_widths: tuple[int, ...] = field(init=False, repr=False, compare=False)
@@ -121,10 +126,10 @@ class StackLayout:
     """The units of a stacked layer in order, with their kernel sizes settled.
 
     ``kernel_size`` is what units that name none get; ``None`` makes the units linear. ``levels``
-    tell where each level's weights lie; ``stages`` are the levels as stacks of their own;
-    ``width`` is the widest level's narrower side, which tells small kernels from large;
-    ``linear_rows`` are linear units as the operators take them: rows ``(count, c0, ..., cL)``, one
-    a run of equal neighbours.
+    tell where each level's weights lie; ``stages`` are the levels as stacks of their own. A block
+    is as wide as its narrower side, in or out; ``width`` is that of the widest, by which ``auto``
+    chooses. ``linear_rows`` are linear units as the operators take them: rows
+    ``(count, c0, ..., cL)``, one a run of equal neighbours.
     """
 
     units: tuple[UnitSpec, ...]
@@ -199,7 +204,10 @@ class ConvGeometry:
     """A convolutional stack together with stride, padding and dilation.
 
     ``stride`` sits on the first level. ``padding="same"`` pads every level by
-    ``dilation * (k - 1) / 2`` on each side; an int pads every level by as much.
+    ``dilation * (k - 1) / 2`` on each side; an int pads every level by as much. ``pads`` are what
+    that comes to for each unit; ``rows`` are the units as the operators take them, rows
+    ``(count, k, pad, c0, ..., cL)``, one a run of equal neighbours; ``levels`` are the levels as
+    geometries of their own.
 
     Raises:
         ValueError: see the messages; every check is on numbers alone, none needs an input.
@@ -249,8 +257,6 @@ class ConvGeometry:
         return ConvGeometry(self.layout.stages[level], stride, self.padding, self.dilation)
 
     def _rows(self, kernels: list[int]) -> tuple[int, ...]:
-        """The units as the operators take them: rows ``(count, k, pad, c0, ..., cL)``, one a run
-        of equal neighbours."""
         keys = zip(kernels, self.pads, (u.widths for u in self.layout.units), strict=True)
         rows: list[int] = []
         for (k, pad, widths), run in groupby(keys):

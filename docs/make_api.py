@@ -1,8 +1,8 @@
 """``python docs/make_api.py [FILE]``: docs/api.md, written anew from signatures and docstrings.
 
-An own script, as what was tried (griffe2md) lists every undocumented helper, drops the shapes that
-stand as comments in signatures, and links types to anchors that are not there. Here a signature is
-the source's own lines, and public names are what ``__init__.py`` files export.
+A script of our own: what was tried (griffe2md) lists every undocumented helper, drops the shapes
+that stand as comments in signatures, and links types to anchors that are not there. Here a
+signature is the source's own lines, and public names are what ``__init__.py`` files export.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 
 import bunit_kernels
-from bunit_kernels import layout, memory
+from bunit_kernels import layout
 
 HEAD = "# API reference\n\nMade from the docstrings by `python docs/make_api.py`: change those.\n"
 ROLE_OR_LITERAL = re.compile(r":\w+:`~?\.*(?:\w+\.)*?(\w+)`|``(.+?)``")
@@ -26,7 +26,7 @@ ITEM = re.compile(r" {4}(\w+(?:, \w+)*): (.*)")
 
 def reference() -> str:
     exported = [getattr(bunit_kernels, name) for name in bunit_kernels.__all__]
-    modules = [bunit_kernels, *filter(inspect.ismodule, exported), layout, memory]
+    modules = [bunit_kernels, *filter(inspect.ismodule, exported), layout]
     return "\n".join([HEAD, *(part for module in modules for part in _module(module))])
 
 

@@ -168,6 +168,19 @@ def test_the_environment_variable_reaches_a_new_process(monkeypatch):
     assert run.stdout.strip() == "reference", run.stderr
 
 
+@pytest.mark.skipif(backends.why_not("triton", "cpu") is not None, reason="Triton cannot run here")
+def test_triton_in_the_environment_is_there_for_compilers_and_counters(monkeypatch):
+    monkeypatch.setenv("BUNIT_BACKEND", "triton")
+    code = (
+        "import torch, bunit_kernels as b; "
+        "layer = b.StackedLinear('2-4-2', num_units=3); "
+        "print(b.metrics.count_flops(layer, (6,))); "
+        "torch.compile(layer, fullgraph=True, backend='eager')(torch.randn(4, 6))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0 and run.stdout.strip() == "96", run.stderr
+
+
 def test_the_choice_holds_in_other_threads():
     """Autograd runs backward passes in threads of its own, data loaders collate in others."""
     seen = []

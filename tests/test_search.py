@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import image_folder
 from search_cases import tiny_model  # noqa: F401
 from tiny_runs import write_images
 from torch import nn
@@ -129,6 +130,18 @@ def test_accuracy_is_of_held_out_training_images(images, tmp_path):
     whole = torch.from_numpy(np.load(images)["x_train"]).unsqueeze(1)
     both = torch.cat([one.data.train.images, one.data.test.images])
     assert torch.equal(both.flatten(1).unique(dim=0), whole.flatten(1).unique(dim=0))
+
+
+def test_large_folder_is_streamed(tmp_path, monkeypatch):
+    image_folder(tmp_path / "images", parts=("train", "val"))
+    monkeypatch.setattr("bunit_kernels.train.data.folder.IN_MEMORY", 0)
+    settings = SearchSettings(
+        model="bunit_tiny", data=str(tmp_path / "images"), image_size=6, trials=3, keep=1, epochs=1,
+        threads=1, candidates=["normal", "2-4-m"],
+    )  # fmt: skip
+    one = Search(settings, tmp_path / "search", quiet=True)
+    assert one.data.streamed and one.images.shape == (8, 3, 6, 6)
+    assert one.run()["candidates"][0]["accuracy"] is not None
 
 
 # --- the same again, and on from the middle ---------------------------------------------------

@@ -208,7 +208,7 @@ def test_curves_for_tensorboard(tiny):
         (["--clip-norm", "0"], "--clip-norm must be above 0"),
         (["--temperature", "-1"], "--temperature must be above 0"),
         (["--ema", "1"], "--ema must be at least 0 and below 1"),
-        (["--teacher-weight", "1.5"], "--teacher-weight must be at least 0"),
+        (["--teacher-weight", "1.5"], "--teacher-weight must be from 0 to 1, got 1.5"),
     ],
 )
 def test_bad_recipes(tiny, capsys, options, message):

@@ -169,6 +169,11 @@ def test_checkpoint_that_does_not_fit_is_not_resumed(tiny, capsys):
     capsys.readouterr()
     assert main(["--resume", str(folder), "--ema", "0.9", "--epochs", "3", "--quiet"]) == 2
     assert "holds no moving average" in capsys.readouterr().err
+    path = folder / "bunit_cnn_last.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in content.items() if key != "average"}, path)
+    assert main(["--resume", str(folder), "--ema", "0.9", "--epochs", "3", "--quiet"]) == 2
+    assert "holds no moving average" in capsys.readouterr().err
     assert main(["--resume", str(folder), "--optimizer", "adamw", "--epochs", "3", "--quiet"]) == 2
     assert "does not fit" in capsys.readouterr().err
     assert main(["--resume", str(folder), "--model-arg", "num_units=3", "--quiet"]) == 2

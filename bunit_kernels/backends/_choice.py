@@ -82,8 +82,7 @@ class backend:
         reason = why_not(name)
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot run here: {reason}")
-        if name == "triton":
-            _BACKENDS[name].load()  # its operators are there before anything counts or traces them
+        _load(name)
         global _current
         self.previous, _current = _current, name
 
@@ -122,6 +121,13 @@ def _check_name(name: str) -> None:
         raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(NAMES)}")
 
 
+def _load(name: str) -> None:
+    """Registers the operators of a backend that is asked for by name, before anything counts or
+    traces them."""
+    if name == "triton":
+        _BACKENDS[name].load()
+
+
 def _from_environment() -> str:
     name = os.environ.get(VARIABLE, "auto")
     if name not in NAMES:
@@ -131,6 +137,7 @@ def _from_environment() -> str:
     reason = why_not(name)
     if reason is not None:
         raise BackendUnavailable(f"environment variable {VARIABLE}={name!r}: {reason}")
+    _load(name)
     return name
 
 

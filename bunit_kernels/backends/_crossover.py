@@ -1,8 +1,8 @@
 """Where ``auto`` leaves a call to PyTorch's own operators.
 
-CPU: one table, the width of units (the widest level's narrower side) from which PyTorch is at least
-as fast. Measured with ``python bench/crossover.py``, torch 2.13.0 (CPU build), float32, on two
-otherwise idle cores of an Intel Xeon (AVX-512 and AMX, a virtual machine), 2026-11-26.
+CPU: the width of units (``StackLayout.width``) from which PyTorch is at least as fast. Measured
+with ``python bench/crossover.py``, torch 2.13.0 (CPU build), float32, on two otherwise idle cores
+of an Intel Xeon (AVX-512 and AMX, a virtual machine), 2026-11-26.
 
 CUDA: one width, by arithmetic and not measured: our kernels run on the plain FMA units, and a
 convolution on tensor cores pays once its tiles of 16 channels are full. Triton's kernels for such

@@ -1,4 +1,4 @@
-"""Triton kernels (bunit_kernels/triton_kernels): a launch a level, compiled at first use."""
+"""Triton kernels (bunit_kernels/triton_kernels), imported and compiled at first use."""
 
 from __future__ import annotations
 

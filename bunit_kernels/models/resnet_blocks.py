@@ -54,8 +54,6 @@ class StackedBasicBlock(nn.Module):
     """A :class:`BasicBlock` with one stacked layer in place of both convolutions, as in the
     authors' public code: units end in ReLU, the shortcut is added, ReLU again."""
 
-    expansion = 1
-
     def __init__(self, in_channels: int, width: int, stride: int, unit: str):
         super().__init__()
         self.conv1 = _stack(unit, in_channels, width, stride)

@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from ._stacked_layer import StackedLayer
 
-#: A module by name or a function by ``__name__``; ``None`` for what cannot be told.
-Call = tuple[str, str] | None
+#: A module by name; ``None`` for a function, and for what cannot be told.
+Call = str | None
 
 
 class CallGraph:
@@ -31,17 +31,14 @@ class CallGraph:
         self._sources: dict[str, set[Call]] = defaultdict(set)
         self._read(model)
 
-    def follower(self, name: str) -> Call:
-        """What always takes the output of module ``name``, and alone does; else ``None``."""
-        users = self._users.get(name, {None})
-        return next(iter(users)) if len(users) == 1 else None
-
     def partner(self, name: str) -> str | None:
-        """The module that follows ``name`` and takes nothing else; else ``None``."""
-        follower = self.follower(name)
-        if follower is None or follower[0] != "module":
+        """The module that always takes the output of module ``name``, alone does, and takes nothing
+        else; else ``None``."""
+        users = self._users.get(name, {None})
+        follower = next(iter(users)) if len(users) == 1 else None
+        if follower is None or self._sources[follower] != {name}:
             return None
-        return follower[1] if self._sources[follower[1]] == {("module", name)} else None
+        return follower
 
     def _read(self, module: nn.Module) -> None:
         tracer = _Tracer()
@@ -69,11 +66,7 @@ class CallGraph:
 
     def _call(self, root: nn.Module, node: fx.Node) -> Call:
         if node.op == "call_module":
-            return "module", self._names[id(root.get_submodule(node.target))]
-        if node.op in ("call_function", "call_method") and len(node.all_input_nodes) == 1:
-            plain = len(node.args) + len(node.kwargs.keys() - {"inplace"}) == 1
-            name = getattr(node.target, "__name__", node.target)
-            return ("function", name) if plain else None
+            return self._names[id(root.get_submodule(node.target))]
         return None
 
     def _read_opaque(self, module: nn.Module) -> None:
@@ -81,7 +74,7 @@ class CallGraph:
         names = [self._names[id(child)] for child in children]
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             names = [self._names[id(child)] for child in module]  # one may stand there twice
-            calls = [None, *(("module", name) for name in names), None]
+            calls = [None, *names, None]
             for i, name in enumerate(names):
                 self._sources[name].add(calls[i])
                 self._users[name].add(calls[i + 2])

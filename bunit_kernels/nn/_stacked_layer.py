@@ -117,7 +117,7 @@ class StackedLayer(nn.Module):
     @torch.no_grad()
     def _copy_units(self, chains: list[UnitChain]) -> StackedLayer:
         """Takes over the parameters and the norms' state of units read by ``read_units``."""
-        self.training = chains[0].training
+        self.train(chains[0].training)
         for i, level in enumerate(self.layout.levels):
             linears = [chain.linears[i] for chain in chains]
             self.weights[i].copy_(level.pack(linear.weight for linear in linears))

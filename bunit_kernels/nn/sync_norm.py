@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class CpuSyncBatchNorm(_BatchNorm):
-    """What ``nn.SyncBatchNorm`` is on a GPU, on the CPU, which that and
-    ``DistributedDataParallel`` refuse it on.
+    """What ``nn.SyncBatchNorm`` is on a GPU, for the CPU: there it refuses to run, and
+    ``DistributedDataParallel`` refuses a network that has it.
 
     The statistics are those of all processes' batches together, as one process with all of them
     would have, and so are the gradients.

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 @dataclass(frozen=True)
 class Operator:
-    """``backward`` takes ``torch.ops``' namespace of the operator before the usual arguments, as
-    gradients call operators of the same namespace."""
+    """``fake`` makes outputs of the right shapes, ``save`` is autograd's ``setup_context``, and
+    ``flops`` takes shapes in the place of tensors. ``backward`` takes ``torch.ops``' namespace of
+    the operator before the usual arguments, as gradients call operators of the same namespace."""
 
     name: str
     fake: Callable

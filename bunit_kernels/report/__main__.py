@@ -1,3 +1,5 @@
+"""``python -m bunit_kernels.report``, see ``cli.py``."""
+
 from .cli import main
 
 if __name__ == "__main__":

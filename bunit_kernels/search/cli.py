@@ -12,6 +12,7 @@ from .. import __version__
 from ..models.tables import NORMAL
 from ..train.augment import AUGMENTATIONS
 from ..train.errors import TrainingError, UserError
+from ..train.settings import option
 from .report import RESULTS, read_results
 from .search import Search
 from .settings import CANDIDATES, SearchSettings
@@ -92,8 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _option(group, name: str, help: str, **kwargs) -> None:
     """An option for the setting of the same name, with its default."""
-    flag = "--" + name.replace("_", "-")
-    group.add_argument(flag, default=getattr(_DEFAULTS, name), help=help, **kwargs)
+    group.add_argument(option(name), default=getattr(_DEFAULTS, name), help=help, **kwargs)
 
 
 def _add_search(group) -> None:
@@ -121,7 +121,8 @@ def _add_training(group) -> None:
     _option(
         group,
         "augment",
-        "variation of training images; auto: crop-flip for colour, none for grey",
+        "variation of training images; auto: crop-flip for colour (streamed: resized-crop-flip), "
+        "none for grey",
         choices=AUGMENTATIONS,
     )
     _option(group, "limit", "use at most N training images", type=int, metavar="N")

@@ -10,7 +10,8 @@ from ..metrics import render_table, saving
 from ..models import dense_counterpart
 from ..train.data import ImageData
 from ..train.errors import UserError
-from .settings import EXTENDABLE, SearchSettings, option
+from ..train.settings import option
+from .settings import EXTENDABLE, SearchSettings
 from .space import Cost, Space, UnitTable
 from .study import Record
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from ..train.data import ImageData
 from ..train.data.images import split_by_class
 from ..train.errors import TrainingError, UserError, first_line, require
+from ..train.feed import make_feed
 from ..train.files import write_json
-from ..train.loop import Feed, Learner
+from ..train.loop import Learner
 from ..train.prepare import make_folder, prepare_device, read_data
 from ..train.progress import Progress
 from ..train.report import versions
@@ -79,7 +80,7 @@ class Search:
         if saved is not None:
             reporting.check_same_search(saved, settings, self.data, folder)
             self.trained = reporting.trained_before(saved, folder / RESULTS)
-        self.feed = Feed(self.data, training, self.device)
+        self.feed = make_feed(self.data, training, self.device)
         self.images = self._score_images()
         self.space = Space(settings, self.data.shape, len(self.data.classes))
         self.budget = Cost(
@@ -117,7 +118,7 @@ class Search:
                 reasons = {entry["failure"] for entry in self.trained.values()}
                 raise TrainingError(f"no candidate could be trained: {'; '.join(sorted(reasons))}")
             write_json(self.folder / UNITS, results["units"])
-        self._print(results, len(shortlist))
+        self._print(results)
         return results
 
     def _find_smallest(self) -> dict[str, str]:
@@ -139,8 +140,7 @@ class Search:
         """The minibatch that scores are computed on: training images, drawn with the seed."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         order = torch.randperm(len(self.data.train), generator=generator)
-        chosen = self.data.train[order[: self.settings.score_images]]
-        return self.feed.normalise(chosen.images.to(self.device))
+        return self.feed.sample(order[: self.settings.score_images])[0]
 
     def _build(self, units: UnitTable) -> torch.nn.Module:
         torch.manual_seed(self.settings.seed)
@@ -220,7 +220,7 @@ class Search:
         write_json(self.folder / RESULTS, results)
         return results
 
-    def _print(self, results: dict, shown: int) -> None:
+    def _print(self, results: dict) -> None:
         print(
             f"{self.data.name}: {len(self.data.train)} training images, accuracy on "
             f"{len(self.data.test)} more that were held out of them"

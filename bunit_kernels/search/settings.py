@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from ..models import dense_counterpart, list_models
 from ..models.tables import NORMAL
 from ..train.errors import UserError
-from ..train.settings import Settings
+from ..train.settings import Settings, option
 
 #: What a block may be where the user says nothing: normal, the unit of the paper's backbones, a
 #: unit twice as wide, and the paper's pool with its last width left to the block (``m``).
@@ -95,8 +95,3 @@ class SearchSettings:
         """As JSON has it."""
         values = asdict(self)
         return values | {"candidates": self.candidates and list(self.candidates)}
-
-
-def option(name: str) -> str:
-    """The command line's name of a setting."""
-    return "--" + name.replace("_", "-")

@@ -21,7 +21,7 @@ from .errors import TrainingError, UserError
 from .evaluate import evaluate
 from .prepare import prepare_device
 from .run import METRICS, Run
-from .settings import AMP_TYPES, OPTIMIZERS, Settings
+from .settings import AMP_TYPES, OPTIMIZERS, Settings, option
 
 PROGRAM = "python -m bunit_kernels.train"
 _DEFAULTS = Settings()
@@ -144,8 +144,7 @@ def _option(group, name: str, help: str, **kwargs) -> None:
     default = getattr(_DEFAULTS, name)
     if isinstance(default, bool):
         kwargs["action"] = argparse.BooleanOptionalAction
-    flag = "--" + name.replace("_", "-")
-    group.add_argument(flag, default=default, help=help, **kwargs)
+    group.add_argument(option(name), default=default, help=help, **kwargs)
 
 
 def _add_task(group) -> None:

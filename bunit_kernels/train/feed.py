@@ -121,9 +121,9 @@ class Feed:
         for batch in self._batches(self.test, order, shares):
             yield self.normalise(batch.images), batch.labels
 
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first ``count`` training images as they are, and their labels ``[N]``."""
-        batch = next(self._batches(self.train, torch.arange(count), [slice(count)]))
+    def sample(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The training images of those ``[N]`` indices, not varied, and their labels ``[N]``."""
+        batch = next(self._batches(self.train, indices, [slice(len(indices))]))
         return self.normalise(batch.images), batch.labels
 
     def normalise(self, images: Tensor) -> Tensor:

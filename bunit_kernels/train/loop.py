@@ -21,7 +21,7 @@ from .optimizers import learning_rate, make_average, make_optimizer
 from .randomness import seed_step
 from .settings import Settings
 
-_CHECK_EVERY = 50  # batches between looks at the loss: on a GPU each look waits for the device
+_CHECK_EVERY = 50  # steps between looks at the loss: on a GPU each look waits for the device
 
 
 class Learner:
@@ -83,7 +83,7 @@ class Learner:
         """
         load_weights(self.model, content["state"], path)
         if self.average is not None:
-            if content["average"] is None:
+            if content.get("average") is None:
                 raise UserError(f"checkpoint {path} holds no moving average, and --ema asks for it")
             load_weights(self.average.module, content["average"], path)
             self.average.n_averaged.fill_(content["averaged"])

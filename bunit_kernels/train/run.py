@@ -145,7 +145,7 @@ class Run:
     def _try_out(self, learner: Learner) -> dict[str, int]:
         """Counts the network, and takes a step on a copy of it (a step changes weights and running
         statistics), so that what cannot run here is said before training."""
-        x, labels = self.feed.sample(min(2, self.feed.batch_size))
+        x, labels = self.feed.sample(torch.arange(min(2, self.feed.batch_size)))
         trial = copy.deepcopy(learner.model).train()
         try:
             counts = reporting.sizes(learner.model, self.data.shape)

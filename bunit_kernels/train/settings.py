@@ -71,7 +71,7 @@ class Settings:
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{_option(name)} must be at least 1, got {value}")
+                raise UserError(f"{option(name)} must be at least 1, got {value}")
         for name, low, high in (
             ("lr", 0, math.inf),
             ("momentum", 0, 1),
@@ -80,17 +80,18 @@ class Settings:
             ("label_smoothing", 0, 1),
             ("mixup", 0, math.inf),
             ("ema", 0, 1),
-            ("teacher_weight", 0, math.nextafter(1, 2)),
             ("seed", 0, 2**48),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value < high:
                 limit = "" if high == math.inf else f" and below {high}"
-                raise UserError(f"{_option(name)} must be at least {low}{limit}, got {value}")
+                raise UserError(f"{option(name)} must be at least {low}{limit}, got {value}")
+        if not 0 <= self.teacher_weight <= 1:
+            raise UserError(f"--teacher-weight must be from 0 to 1, got {self.teacher_weight}")
         for name in ("beta", "clip_norm", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{_option(name)} must be above 0, got {value}")
+                raise UserError(f"{option(name)} must be above 0, got {value}")
         if self.nesterov and self.momentum == 0:
             raise UserError("--nesterov needs a --momentum above 0")
         try:
@@ -104,14 +105,14 @@ class Settings:
         ):
             if value not in known:
                 names = ", ".join(str(k) for k in known if k is not None)
-                raise UserError(f"unknown {_option(name)} {value!r}, expected one of {names}")
+                raise UserError(f"unknown {option(name)} {value!r}, expected one of {names}")
 
     def _check_types(self) -> None:
         """Options have their types from the command line; what an edited file holds may be any."""
         for f, kind in zip(fields(self), get_type_hints(type(self)).values(), strict=True):
             value = getattr(self, f.name)
             if not isinstance(value, kind | int if "float" in f.type else kind):
-                raise UserError(f"{_option(f.name)} must be of type {f.type}, got {value!r}")
+                raise UserError(f"{option(f.name)} must be of type {f.type}, got {value!r}")
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
@@ -126,5 +127,6 @@ class Settings:
         return asdict(self)
 
 
-def _option(name: str) -> str:
+def option(name: str) -> str:
+    """The command line's name of a setting."""
     return "--" + name.replace("_", "-")

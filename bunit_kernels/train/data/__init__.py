@@ -1,4 +1,4 @@
-"""Labelled images in memory, from wherever they come."""
+"""Labelled images from wherever they come, in memory or in files that are decoded as needed."""
 
 from .images import ImageData, LabelledImages
 from .load import load_data
