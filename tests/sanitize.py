@@ -201,6 +201,7 @@ def forward_and_backward(op, case, dtype) -> None:
 def refuse_wrong_arguments() -> None:
     """Straight to the operators, past the checks in Python: an exception, and nothing is read."""
     import torch
+    from test_ops import wrong_calls
 
     ops = torch.ops.bunit_kernels
     x, w = torch.randn(2, 4, 5, 5), torch.randn(8, 2, 3, 3)
@@ -210,6 +211,12 @@ def refuse_wrong_arguments() -> None:
         except RuntimeError:
             continue
         raise AssertionError(f"units {units} were taken")
+    for name, call in wrong_calls().items():
+        try:
+            call()
+        except RuntimeError:
+            continue
+        raise AssertionError(f"{name} does not fit and was taken")
 
 
 if __name__ == "__main__":

@@ -386,3 +386,52 @@ def test_operators_take_tensors_of_any_strides(name, layout):
             flattened(getattr(ops, name)(*args)), flattened(getattr(ops, name)(*moved)), strict=True
         ):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def wrong_calls():
+    """Arguments that do not fit each other, straight to the CPU operators, by name."""
+    ops, units, rows = torch.ops.bunit_kernels, [2, 3, 1, 2, 4], [2, 2, 4]
+    x, z, w = torch.randn(3, 4, 5, 6), torch.randn(3, 8, 5, 6), torch.randn(8, 2, 3, 3)
+    two = [2, 3, 1, 2, 4, 2]
+    ws = [w, torch.randn(4, 4, 3, 3)]
+    norms = [torch.ones(8), torch.ones(4)]
+    zs, stats, grad = [z, x], torch.ones(3, 12), torch.randn(3, 4, 5, 6)
+    names = ("relu", "relu")
+
+    def train_backward(**changed):
+        given = {"grad": grad, "gammas": norms, "betas": norms, "zs": zs, "stats": stats, **changed}
+        return lambda: ops.stacked_unit_conv2d_train_backward(
+            given["grad"], x, given.get("ws", ws), given["gammas"], given["betas"], given["zs"],
+            given["stats"], two, 1, 1, *names
+        )  # fmt: skip
+
+    r, s, v = torch.randn(5, 4), torch.randn(5, 8), torch.randn(8, 2)
+    return {
+        "rows of a gradient": lambda: ops.stacked_linear_grad_weight(s[:3], r, [8, 2], rows),
+        "dtype of rows": lambda: ops.stacked_linear_grad_weight(s.double(), r, [8, 2], rows),
+        "dtype of a linear weight": lambda: ops.stacked_linear_grad_input(s, v.double(), rows),
+        "a bias short": lambda: ops.stacked_unit_linear(
+            r, [v, torch.randn(4, 4)], [torch.ones(8)], [2, 2, 4, 2], *names
+        ),
+        "height": lambda: ops.stacked_conv2d_grad_input(z, w, [3, 4, 7, 6], units, 1, 1),
+        "width": lambda: ops.stacked_conv2d_grad_weight(z, x[..., :5], w.shape, units, 1, 1),
+        "stride": lambda: ops.stacked_conv2d_backward(z, x, w, units, 2, 1),
+        "dtype of a gradient": lambda: ops.stacked_conv2d_backward(z.double(), x, w, units, 1, 1),
+        "dtype of a weight": lambda: ops.stacked_conv2d_backward(z, x, w.double(), units, 1, 1),
+        "gamma missing": train_backward(gammas=norms[:1]),
+        "beta too short": train_backward(betas=[torch.ones(7), norms[1]]),
+        "no outputs of levels": train_backward(zs=[]),
+        "size of a level's output": train_backward(zs=[z[..., :4], x]),
+        "channels of a level's output": train_backward(zs=[x, x]),
+        "size of the gradient": train_backward(grad=grad[..., :3]),
+        "statistics of fewer channels": train_backward(stats=torch.ones(3, 11)),
+        "dtype of statistics": train_backward(stats=stats.double()),
+        "weight too small": train_backward(ws=[w, ws[1][:2]]),
+    }
+
+
+@pytest.mark.parametrize("name", wrong_calls())
+def test_what_does_not_fit_is_refused_before_it_is_read(name):
+    """Saved programs come here without the checks in Python."""
+    with pytest.raises(RuntimeError, match="not fit|must have|but|expected a gamma"):
+        wrong_calls()[name]()

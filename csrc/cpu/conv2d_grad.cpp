@@ -16,12 +16,6 @@ void check(const Stack& stack, const Tensor& grad, const std::vector<int64_t>& i
                   "sizes of gradient and input do not fit the units");
 }
 
-std::vector<int64_t> sizes_of(const Tensor& t) {
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < t.dim(); ++i) sizes.push_back(t.size(i));
-  return sizes;
-}
-
 Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
                                  const std::vector<int64_t>& input_size,
                                  const std::vector<int64_t>& units, int64_t stride,
@@ -41,7 +35,7 @@ std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const 
                                                       const std::vector<int64_t>& units,
                                                       int64_t stride, int64_t dilation) {
   const Stack stack = Stack::conv(units, 1);
-  check(stack, grad, sizes_of(x));
+  check(stack, grad, x.sizes().vec());
   Tensor grad_weight = new_output(x, weight_shape, false);
   Tensor grad_bias = new_output(x, {stack.channels[1]}, false);
   STD_TORCH_CHECK(grad_weight.numel() == stack.weight_sizes[0],
@@ -57,10 +51,10 @@ std::tuple<Tensor, Tensor, Tensor> stacked_conv2d_backward(const Tensor& grad, c
                                                            const std::vector<int64_t>& units,
                                                            int64_t stride, int64_t dilation) {
   const Stack stack = Stack::conv(units, 1);
-  check(stack, grad, sizes_of(x));
+  check(stack, grad, x.sizes().vec());
   STD_TORCH_CHECK(weight.numel() == stack.weight_sizes[0], "the weight does not fit the units");
-  Tensor grad_x = new_output(grad, sizes_of(x), output_is_channels_last(grad));
-  Tensor grad_weight = new_output(x, sizes_of(weight), false);
+  Tensor grad_x = new_output(grad, x.sizes().vec(), output_is_channels_last(grad));
+  Tensor grad_weight = new_output(x, weight.sizes().vec(), false);
   Tensor grad_bias = new_output(x, {stack.channels[1]}, false);
   const Image in = image_of(x), out = image_of(grad);
   BackwardPlan(stack, 0, in, out, &weight, stride, dilation)

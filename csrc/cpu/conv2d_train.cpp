@@ -225,10 +225,26 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   const int depth = int(weights.size());
   const Stack stack = Stack::conv(units, depth);
   const Scalar dtype = scalar_of(x);
+  int64_t total = 0;
+  for (int l = 0; l < depth; ++l) total += stack.channels[l + 1];
+  STD_TORCH_CHECK(gammas.size() == weights.size() && betas.size() == weights.size() &&
+                      given_pre_norms.size() == weights.size(),
+                  "expected a gamma, a beta and a level's output for each of ", depth, " levels");
+  STD_TORCH_CHECK(stats.dim() == 2 && stats.size(0) >= 2 && stats.size(1) == total &&
+                      stats.scalar_type() == stats_type(x),
+                  "statistics do not fit the units");
+  for (size_t l = 0; l < weights.size(); ++l) {
+    STD_TORCH_CHECK(weights[l].numel() == stack.weight_sizes[l] &&
+                        gammas[l].numel() == stack.channels[l + 1] &&
+                        betas[l].numel() == stack.channels[l + 1],
+                    "weight, gamma or beta of level ", l + 1, " does not fit the units");
+  }
+  STD_TORCH_CHECK(gradient.sizes().vec() == given_pre_norms.back().sizes().vec() &&
+                      gradient.scalar_type() == given_pre_norms.back().scalar_type(),
+                  "the gradient does not fit the last level's output");
   const bool channels_last = output_is_channels_last(given_pre_norms.back());
   std::vector<Tensor> pre_norms;  // as train() made them, whatever became of their strides
   for (const Tensor& z : given_pre_norms) pre_norms.push_back(contiguous_like(z, channels_last));
-  const int64_t total = stats.size(1);
   const Values<double> stat_values(stats);
   std::deque<Stack> levels;
   std::deque<LevelNorm> norms;

@@ -31,6 +31,8 @@ Image checked_rows(const Tensor& x, int64_t channels) {
 
 void check_parameters(const Stack& stack, const Tensor& x, const std::vector<Tensor>& weights,
                       const std::vector<Tensor>& biases) {
+  STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), weights.size(),
+                  " weights but ", biases.size(), " biases");
   for (size_t l = 0; l < weights.size(); ++l) {
     STD_TORCH_CHECK(weights[l].numel() == stack.weight_sizes[l] &&
                         weights[l].scalar_type() == x.scalar_type() &&

@@ -32,6 +32,8 @@ std::vector<Tensor> dense_parameters(const Stack& stack, const Tensor& x,
                                      const std::vector<Tensor>& weights,
                                      const std::vector<Tensor>& biases, const void** weight_data,
                                      const void** bias_data) {
+  STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), weights.size(),
+                  " weights but ", biases.size(), " biases");
   std::vector<Tensor> held;
   for (size_t l = 0; l < weights.size(); ++l) {
     STD_TORCH_CHECK(weights[l].numel() == stack.weight_sizes[l] &&
