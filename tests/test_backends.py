@@ -169,10 +169,13 @@ def test_the_environment_variable_reaches_a_new_process(monkeypatch):
 
 
 @pytest.mark.skipif(backends.why_not("triton", "cpu") is not None, reason="Triton cannot run here")
-def test_triton_in_the_environment_is_there_for_compilers_and_counters(monkeypatch):
-    monkeypatch.setenv("BUNIT_BACKEND", "triton")
+@pytest.mark.parametrize("chosen", ["triton", "auto"])
+def test_triton_is_there_for_compilers_and_counters(chosen, monkeypatch):
+    """From the first call on: asked for, or chosen as on GPUs without the CUDA part."""
+    monkeypatch.setenv("BUNIT_BACKEND", chosen)
     code = (
         "import torch, bunit_kernels as b; "
+        "b.backends._choice._OURS = {'cpu': ('triton',)}; "
         "layer = b.StackedLinear('2-4-2', num_units=3); "
         "print(b.metrics.count_flops(layer, (6,))); "
         "torch.compile(layer, fullgraph=True, backend='eager')(torch.randn(4, 6))"

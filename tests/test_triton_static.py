@@ -20,10 +20,9 @@ PROGRAM = """
 from unittest import mock
 import torch
 from triton_kernels import compiling_for
-from bunit_kernels import StackedConv2d, StackedLinear, backend, triton_kernels
+from bunit_kernels import StackedConv2d, StackedLinear, backend
 from bunit_kernels.backends.triton import Triton
 
-triton_kernels.register(on_cpu=True)
 found = {}
 conv, linear = StackedConv2d("2-4-2", 2), StackedLinear("4-8-4", 2)
 with compiling_for(90, found, False):

@@ -31,7 +31,6 @@ from triton.runtime import driver
 from triton_work import run as run_work
 from usage import Usage, parse, report
 
-from bunit_kernels import triton_kernels
 from bunit_kernels.triton_kernels import tuning
 
 ARCHITECTURES = (80, 90, 100)
@@ -135,7 +134,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--likeliest", action="store_true", help="not the other configurations")
     options = parser.parse_args(arguments)
-    triton_kernels.register(on_cpu=True)
     rows, wrong = [], []
     for arch in options.arch:
         found: dict[tuple, Variant] = {}

@@ -82,7 +82,6 @@ class backend:
         reason = why_not(name)
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot run here: {reason}")
-        _load(name)
         global _current
         self.previous, _current = _current, name
 
@@ -121,13 +120,6 @@ def _check_name(name: str) -> None:
         raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(NAMES)}")
 
 
-def _load(name: str) -> None:
-    """Registers the operators of a backend that is asked for by name, before anything counts or
-    traces them."""
-    if name == "triton":
-        _BACKENDS[name].load()
-
-
 def _from_environment() -> str:
     name = os.environ.get(VARIABLE, "auto")
     if name not in NAMES:
@@ -137,7 +129,6 @@ def _from_environment() -> str:
     reason = why_not(name)
     if reason is not None:
         raise BackendUnavailable(f"environment variable {VARIABLE}={name!r}: {reason}")
-    _load(name)
     return name
 
 

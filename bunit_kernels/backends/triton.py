@@ -1,4 +1,4 @@
-"""Triton kernels (bunit_kernels/triton_kernels), imported and compiled at first use."""
+"""Triton kernels (bunit_kernels/triton_kernels), compiled at first use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import torch
 
 from ..ops import CPU_MISSING
+from ..triton_kernels import NAMESPACE
 from ._compiled import Compiled
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -19,18 +20,7 @@ class Triton(Compiled):
     name = "triton"
 
     def __init__(self):
-        pass  # importing Triton takes a second: not before it is used
-
-    @functools.cached_property
-    def ops(self):
-        from .. import triton_kernels
-
-        triton_kernels.register()
-        return getattr(torch.ops, triton_kernels.NAMESPACE)
-
-    def load(self) -> None:
-        """Imports Triton and registers the operators, which their first use does too."""
-        _ = self.ops
+        super().__init__(getattr(torch.ops, NAMESPACE))
 
     def why_not(self, device, dtype):
         if CPU_MISSING is not None:  # it has the operators' schemas
