@@ -90,7 +90,7 @@ def test_saved_program_runs_with_the_compiled_part_alone(exported, tmp_path):
     runs_without_the_package(tmp_path / "program.pt2", tmp_path / "tensors.pt", "export")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_program_compiled_ahead_of_time(exported, tmp_path):
     program = tmp_path / "compiled.pt2"

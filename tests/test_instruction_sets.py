@@ -50,7 +50,7 @@ def chosen(isa):
     return result.stdout.strip() or result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 def test_kernels_of_each_instruction_set(isa):
     if isa == torch.ops.bunit_kernels.cpu_isa():

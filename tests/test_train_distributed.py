@@ -76,7 +76,7 @@ def test_two_processes_are_one_with_the_doubled_batch(images, tmp_path):
             assert b["test_accuracy"] == pytest.approx(a["test_accuracy"], abs=1 / 32)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_worker_is_started_again_and_nothing_is_lost(images, tmp_path):
     """Rank 1 gets SIGKILL in the second epoch; torchrun starts both again."""
     more = ("--save-every", "2", "--no-dense")

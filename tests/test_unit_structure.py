@@ -234,6 +234,7 @@ def triton():
         yield
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "name", "where"),
     [
