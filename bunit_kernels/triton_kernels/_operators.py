@@ -1,8 +1,8 @@
 """The operators of ``torch.ops.bunit_triton``, under the schemas of the compiled part.
 
 They are there, with fake kernels, gradients and FLOP formulas, once this package is imported: what
-compiles or counts a network meets them before it has run. The kernels, and Triton where nothing else
-brought it, are imported at the first call.
+compiles or counts a network meets them before it has run. The kernels, and Triton where nothing
+else brought it, are imported at the first call.
 """
 
 from __future__ import annotations
