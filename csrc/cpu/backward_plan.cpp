@@ -19,14 +19,14 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
   const int64_t count = int64_t(stack.units.size());
   STD_TORCH_CHECK(x.c == stack.channels[level] && grad.c == stack.channels[level + 1],
                   "channels of input and gradient do not fit the units");
-  STD_TORCH_CHECK(x.n == grad.n && x.dtype == grad.dtype &&
-                      (!weight || scalar_of(*weight) == x.dtype),
-                  "the gradient must have the input's batch and dtype, and the weight its dtype");
+  STD_TORCH_CHECK(
+      x.n == grad.n && x.dtype == grad.dtype && (!weight || scalar_of(*weight) == x.dtype),
+      "the gradient must have the input's batch and dtype, and the weight its dtype");
   for (const Unit& unit : stack.units) {
-    STD_TORCH_CHECK(
-        grad.h == conv_size(x.h, unit.kernel, unit.pad, stride, dilation) &&
-            grad.w == conv_size(x.w, unit.kernel, unit.pad, stride, dilation),
-        "a gradient of ", grad.h, "x", grad.w, " does not fit an input of ", x.h, "x", x.w);
+    STD_TORCH_CHECK(grad.h == conv_size(x.h, unit.kernel, unit.pad, stride, dilation) &&
+                        grad.w == conv_size(x.w, unit.kernel, unit.pad, stride, dilation),
+                    "a gradient of ", grad.h, "x", grad.w, " does not fit an input of ", x.h, "x",
+                    x.w);
   }
   group_ = units_per_item(x, grad, count);
   group_in_ = group_channels(stack, level, group_);
