@@ -12,15 +12,15 @@ from pathlib import Path
 from plot import BLUE, ORANGE
 from training_table import load_all
 
-PANELS = 3  # side by side
+PANELS = 4  # side by side, at most
 
 
 def curves(recipes: list[list[dict]], plt) -> object:
     """The figure; ``recipes`` as ``load_all`` gives them."""
-    rows = -(-len(recipes) // PANELS)
-    figure, axes = plt.subplots(
-        rows, PANELS, figsize=(9, 2.7 * rows), squeeze=False, layout="constrained"
-    )
+    columns = min(PANELS, len(recipes))
+    rows = -(-len(recipes) // columns)
+    size = (2.8 * columns, 2.7 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(recipes) :]:
         axis.remove()
     for axis, runs in zip(axes.flat, recipes, strict=False):
