@@ -192,6 +192,7 @@ LEVEL_LINEARS = (
     LinearCase("4-8", 3, size=(0,)),
     LinearCase("4-8", 3, size=(2, 3, 5)),
     LinearCase("4-8", 3, size=(1,)),
+    LinearCase("13-40", 3, size=(70,)),
     LinearCase(("1-2", "3-1", "2-2", "1-2")),
     LinearCase(("8-1", "1-8"), size=(2, 17), bias=False),
     *(LinearCase("3-5", 4, size=(6,), layout=x, grad_layout=x) for x in LAYOUTS),
@@ -276,6 +277,9 @@ UNIT_LINEARS = (
     LinearCase("4-9-6", 5, size=(40,), activation="silu", out_activation="hardswish"),
     LinearCase(("64-64-64", "2-3-2"), size=(5,), activation="gelu", bias=False),
     LinearCase("2-3", 4, size=(7,), out_activation="leaky_relu"),
+    LinearCase("16-32-16", 2, size=(70,), layout="sliced", grad_layout="expanded"),
+    LinearCase("12-24-15", 3, size=(37,), activation="silu", out_activation="identity"),
+    LinearCase(("40-13-30-16", "16-80-15-12"), size=(19,), activation="gelu", bias=False),
     *(LinearCase("4-8-4", 2, activation=name) for name in ACTIVATION_NAMES),
     *(LinearCase("4-8-4", 2, out_activation=name) for name in ACTIVATION_NAMES),
 )
@@ -352,8 +356,9 @@ def random_linear(numbers: random.Random, depth: int | None = None) -> LinearCas
     """A linear case with every choice drawn by ``numbers``."""
     depth = depth or numbers.choice((1, 2, 2, 3, 4))
     hybrid = numbers.random() < 0.5
+    least, most = numbers.choice(((1, 9), (1, 9), (12, 40)))
     widths = [
-        "-".join(str(numbers.randint(1, 9)) for _ in range(depth + 1))
+        "-".join(str(numbers.randint(least, most)) for _ in range(depth + 1))
         for _ in range(numbers.randint(2, 6) if hybrid else 1)
     ]
     return LinearCase(

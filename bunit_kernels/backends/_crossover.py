@@ -1,8 +1,10 @@
 """Where ``auto`` leaves a call to PyTorch's own operators.
 
-CPU: the width of units (``StackLayout.width``) from which PyTorch is at least as fast. Measured
-with ``python bench/crossover.py``, torch 2.13.0 (CPU build), float32, on two otherwise idle cores
-of an Intel Xeon (AVX-512 and AMX, a virtual machine), 2026-11-26.
+CPU: the width of units (``StackLayout.width``) from which PyTorch's convolutions are at least as
+fast; its products of linear units are at no width (up to 64). Measured with
+``python bench/crossover.py``, torch 2.13.0 (CPU build), float32, on two otherwise idle cores of an
+Intel Xeon (AVX-512 and AMX, a virtual machine), 2026-11-26; linear units on those of an AMD EPYC
+(Zen 4, a virtual machine), 2026-11-27, where convolutions came out alike.
 
 CUDA: one width, by arithmetic and not measured: our kernels run on the plain FMA units, and a
 convolution on tensor cores pays once its tiles of 16 channels are full. Triton's kernels for such
@@ -42,13 +44,6 @@ CONVOLUTIONS = {
     ("unit_conv2d_train", True, False): FromWidth(48, 32),
     ("unit_conv2d_train", True, True): FromWidth(16, 16),
 }
-#: (operation, whether a gradient may follow) -> width
-LINEARS = {
-    ("linear", False): NEVER,
-    ("linear", True): 16,
-    ("unit_linear", False): NEVER,
-    ("unit_linear", True): 32,
-}
 CUDA_FROM_WIDTH = 16
 
 
@@ -57,11 +52,9 @@ def prefers_torch(op: str, layout: StackLayout, geometry: ConvGeometry | None, x
     such units and input."""
     if x.is_cuda:
         return layout.width >= CUDA_FROM_WIDTH
-    grad = op == "unit_conv2d_train" or torch.is_grad_enabled()
-    if (op, grad) in LINEARS:
-        return layout.width >= LINEARS[op, grad]
-    if torch_errs(geometry, x):
+    if geometry is None or torch_errs(geometry, x):
         return False
+    grad = op == "unit_conv2d_train" or torch.is_grad_enabled()
     channels_last = x.stride(1) == 1 and not x.is_contiguous()
     from_width = CONVOLUTIONS[op, grad, channels_last]
     short = x.shape[-1] < SHORT

@@ -23,7 +23,15 @@ class LinearPlan {
                 std::vector<Tensor>& grad_weights, std::vector<Tensor>& grad_biases);
 
  private:
+  // Elements of scratch memory: for each row that is worked on at a time, and whatever their
+  // number.
+  struct Memory {
+    int64_t row, fixed;
+  };
+
   void split(const Stack& stack);
+  Memory planes_memory(const Stack& stack) const;
+  Memory wide_memory(const Stack& stack, int64_t lanes) const;
   template <class T>
   void sum_rows(std::vector<Tensor>& grad_weights, std::vector<Tensor>& grad_biases);
   void run();
@@ -31,6 +39,7 @@ class LinearPlan {
   LinearCall call_{};
   std::vector<LinearUnit> units_;
   std::vector<Tensor> held_;
+  bool wide_ = false;  // rows as they lie (linear_wide.h), or planes (linear.h)
   int64_t group_ = 1, groups_ = 1, parts_ = 1, scratch_bytes_ = 0;
 };
 

@@ -5,7 +5,7 @@
 #include "backward.h"
 #include "elementwise.h"
 #include "forward.h"
-#include "linear.h"
+#include "linear_wide.h"
 #include "table.h"
 
 namespace bunit {
@@ -19,6 +19,7 @@ const Kernels BUNIT_TABLE = {
     {&BUNIT_ISA::forward_item<float>, &BUNIT_ISA::forward_item<double>},
     {&BUNIT_ISA::backward_item<float>, &BUNIT_ISA::backward_item<double>},
     {&BUNIT_ISA::linear_item<float>, &BUNIT_ISA::linear_item<double>},
+    {&BUNIT_ISA::wide_linear_item<float>, &BUNIT_ISA::wide_linear_item<double>},
     {&BUNIT_ISA::affine_item<float>, &BUNIT_ISA::affine_item<double>},
     {&BUNIT_ISA::reduce_item<float>, &BUNIT_ISA::reduce_item<double>},
 };

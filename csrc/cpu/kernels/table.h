@@ -14,6 +14,8 @@ struct Kernels {
   void (*backward[2])(const BackwardCall&, int64_t block, int64_t segment, int64_t first,
                       int64_t last, void* scratch);
   void (*linear[2])(const LinearCall&, int64_t part, int64_t first, int64_t last, void* scratch);
+  void (*wide_linear[2])(const LinearCall&, int64_t part, int64_t first, int64_t last,
+                         void* scratch);
   void (*affine[2])(const AffineCall&, int64_t n, int64_t c0, int64_t c1);
   void (*reduce[2])(const ReduceCall&, int64_t n, int64_t c0, int64_t c1);
 };
