@@ -1,10 +1,9 @@
 """``python bench/loader.py``: the share of a training step that goes to its batch of images.
 
 Networks that cost little, on random images as many and as large as MNIST's and CIFAR's, at batch
-128: a batch alone (images picked, varied, normalised) beside a whole step with it, round by round
-in turn. What an epoch costs at its start (its order and variation) is shared out over its steps. On
-a CPU this process's CPU time, which other work on the machine changes less; on an accelerator the
-clock, once it has finished.
+128: batches alone (images picked, varied, normalised) beside whole steps with them, by turns;
+medians of the means of eight, as several may be made at once. What an epoch costs at its start (its
+order and variation) is shared out over its steps. By the clock, once the device has finished.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ CASES = (
     ("bunit_resnet20", 50_000, (3, 32, 32)),
 )
 
+MEAN_OF = 8
+
 
 def random_data(count: int, shape: tuple[int, int, int]) -> ImageData:
     part = LabelledImages(
@@ -43,7 +44,7 @@ def random_data(count: int, shape: tuple[int, int, int]) -> ImageData:
 def measure(
     name: str, data: ImageData, settings: Settings, device: torch.device, rounds: int
 ) -> dict[str, float]:
-    """Seconds of a "batch", a "step" with it, and an epoch's "start"."""
+    """Seconds of a "batch" and of a "step" with it."""
     torch.manual_seed(0)
     channels, height, width = data.shape
     model = create_model(
@@ -51,32 +52,38 @@ def measure(
     ).train()
     learner = Learner(name, model, settings, device)
     feed = Feed(data, settings, device, ([0.5] * channels, [0.25] * channels))
-    batches = itertools.chain.from_iterable(map(feed.training, itertools.count()))
+
+    def batches():
+        return itertools.chain.from_iterable(map(feed.training, itertools.count()))
+
+    for_steps, alone = batches(), batches()
     samples = {
-        "start": lambda: next(feed.training(1)),
-        "step": lambda: learner.step(*next(batches)),
-        "batch": lambda: next(batches),  # behind a step, which leaves the caches as it does
+        "step": lambda: learner.step(*next(for_steps)),
+        "batch": lambda: next(alone),  # behind a step, which leaves the caches as it does
     }
     for run in samples.values():
         run()
-    times = {what: [] for what in samples}
+    means = {what: [] for what in samples}
+    starts = []
     for _ in range(rounds):
-        for what, run in samples.items():
-            times[what].append(seconds(run, device))
-    medians = {what: statistics.median(values) for what, values in times.items()}
-    start = (medians["start"] - medians["batch"]) / feed.steps
-    return medians | {"batch": medians["batch"] + start, "step": medians["step"] + start}
+        total = dict.fromkeys(samples, 0.0)
+        for _, (what, run) in itertools.product(range(MEAN_OF), samples.items()):
+            total[what] += seconds(run, device)
+        for what, values in means.items():
+            values.append(total[what] / MEAN_OF)
+        starts.append(seconds(lambda: next(feed.training(1)), device))
+    medians = {what: statistics.median(values) for what, values in means.items()}
+    start = (statistics.median(starts) - medians["batch"]) / feed.steps
+    return {what: median + start for what, median in medians.items()}
 
 
 def seconds(run: Callable, device: torch.device) -> float:
-    if device.type == "cpu":
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    torch.accelerator.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     start = time.perf_counter()
     run()
-    torch.accelerator.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter() - start
 
 
