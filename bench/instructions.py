@@ -51,8 +51,9 @@ def cases() -> dict[str, Callable[[], object]]:
             return lambda: layer(x)
         return lambda: layer(x.requires_grad_()).sum().backward()
 
-    def linear(train):
-        layer, x = StackedLinear("4-8-4", 16), torch.randn(70, 64)
+    def linear(units, count, *, train):
+        layer = StackedLinear(units, count)
+        x = torch.randn(70, layer.in_features)
         if not train:
             return lambda: layer(x)
         return lambda: layer(x.requires_grad_()).sum().backward()
@@ -67,8 +68,10 @@ def cases() -> dict[str, Callable[[], object]]:
         "train 2-4-4 stride 2": conv("2-4-4", 8, train=True, stride=2),
         "train hybrid": conv(hybrid, train=True),
         "train 8-16-8 channels_last": conv("8-16-8", 2, train=True, channels_last=True),
-        "linear 4-8-4": linear(False),
-        "linear 4-8-4 train": linear(True),
+        "linear 4-8-4": linear("4-8-4", 16, train=False),
+        "linear 4-8-4 train": linear("4-8-4", 16, train=True),
+        "linear 16-30-16": linear("16-30-16", 4, train=False),
+        "linear 16-30-16 train": linear("16-30-16", 4, train=True),
     }
 
 

@@ -41,7 +41,9 @@ class ByLevel:
 
 def in_format_of(x, y):
     """``y`` in the memory format of ``x``, which one-channel tensors do not show and channels_last
-    weights override."""
+    weights override. Under torch.func's transforms, which do not tell formats, as it comes."""
+    if torch._C._are_functorch_transforms_active():
+        return y
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return y.contiguous(memory_format=memory_format)

@@ -23,6 +23,9 @@ _BACKENDS: dict[str, Backend] = {b.name: b for b in _ALL}
 #: Our kernels for tensors of a device, those that ``auto`` prefers first.
 _OURS = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 
+#: Made of PyTorch's operators alone.
+_OF_PYTORCH = ("reference", "torch")
+
 NAMES = ("auto", *_BACKENDS)
 
 
@@ -102,7 +105,10 @@ def select(
     Raises:
         BackendUnavailable: the backend in force cannot take ``x``.
     """
+    transformed = torch._C._are_functorch_transforms_active()
     if _current == "auto":
+        if transformed:
+            return _BACKENDS["torch"]
         for name in _OURS.get(x.device.type, ()):
             ours = _BACKENDS[name]
             if ours.why_not(x.device, x.dtype) is None:
@@ -110,6 +116,11 @@ def select(
         return _BACKENDS["torch"]
     chosen = _BACKENDS[_current]
     reason = chosen.why_not(x.device, x.dtype)
+    if transformed and _current not in _OF_PYTORCH:
+        reason = (
+            "torch.func's transforms (grad, vmap, jvp, ...) do not see into its operators; 'auto', "
+            "'torch' and 'reference' run under them"
+        )
     if reason is not None:
         raise BackendUnavailable(f"backend {_current!r} cannot run this input: {reason}")
     return chosen

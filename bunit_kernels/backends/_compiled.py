@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..ops.unit_conv2d_train import unit_conv2d_train
-from ..ops.unit_linear import unit_linear
+from ..ops import OPERATORS, call
 from .base import BatchStats
 
 
@@ -13,29 +12,35 @@ class Compiled:
     def __init__(self, ops):
         self.ops = ops
 
+    def _call(self, name, *inputs):
+        return call(OPERATORS[name], self.ops, *inputs)
+
     def conv2d(self, x, weight, bias, geometry, activation):
-        return self.ops.stacked_conv2d(
-            x, weight, bias, geometry.rows, geometry.stride, geometry.dilation, activation
-        )
+        return self._call(
+            "stacked_conv2d", x, weight, bias, geometry.rows, geometry.stride, geometry.dilation,
+            activation,
+        )  # fmt: skip
 
     def linear(self, x, weight, bias, layout, activation):
-        return self.ops.stacked_linear(x, weight, bias, layout.linear_rows, activation)
+        return self._call("stacked_linear", x, weight, bias, layout.linear_rows, activation)
 
     def unit_conv2d(self, x, weights, biases, geometry, activations, residual):
-        return self.ops.stacked_unit_conv2d(
-            x, weights, biases, residual, geometry.rows, geometry.stride, geometry.dilation,
-            activations.hidden, activations.out, activations.residual,
+        return self._call(
+            "stacked_unit_conv2d", x, weights, biases, residual, geometry.rows, geometry.stride,
+            geometry.dilation, activations.hidden, activations.out, activations.residual,
         )  # fmt: skip
 
     def unit_linear(self, x, weights, biases, layout, activations):
-        return unit_linear(
-            self.ops, x, weights, biases, layout.linear_rows, activations.hidden, activations.out
-        )
+        return self._call(
+            "stacked_unit_linear", x, weights, biases, layout.linear_rows, activations.hidden,
+            activations.out,
+        )  # fmt: skip
 
     def unit_conv2d_train(self, x, weights, gammas, betas, geometry, activations, eps, residual):
-        out, stats = unit_conv2d_train(
-            self.ops, x, weights, gammas, betas, residual, geometry.rows, geometry.stride,
-            geometry.dilation, eps, activations.hidden, activations.out, activations.residual,
+        out, stats = self._call(
+            "stacked_unit_conv2d_train", x, weights, gammas, betas, residual, geometry.rows,
+            geometry.stride, geometry.dilation, eps, activations.hidden, activations.out,
+            activations.residual,
         )  # fmt: skip
         channels = [level.out_channels for level in geometry.layout.levels]
         mean, _, var = stats.detach()

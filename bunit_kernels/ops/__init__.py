@@ -2,16 +2,20 @@
 gradients and FLOP formulas, a file an operator family."""
 
 from . import conv2d, linear, unit_conv2d, unit_conv2d_train, unit_linear
+from ._eager import call
 from ._extension import CPU_MISSING, CUDA_MISSING
 
-__all__ = ["CPU_MISSING", "CUDA_MISSING", "register"]
+__all__ = ["CPU_MISSING", "CUDA_MISSING", "OPERATORS", "call", "register"]
+
+_FAMILIES = (conv2d, linear, unit_conv2d, unit_conv2d_train, unit_linear)
+#: By name.
+OPERATORS = {o.name: o for family in _FAMILIES for o in family.OPERATORS}
 
 
 def register(namespace: str) -> None:
     """Completes the operators of a namespace whose schemas are loaded."""
-    for family in (conv2d, linear, unit_conv2d, unit_conv2d_train, unit_linear):
-        for operator in family.OPERATORS:
-            operator.register(namespace)
+    for operator in OPERATORS.values():
+        operator.register(namespace)
 
 
 if CPU_MISSING is None:  # the schemas live in the compiled part

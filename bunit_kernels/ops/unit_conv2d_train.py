@@ -53,7 +53,7 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(x, kept, stats, *weights, *gammas, *betas, *pre_norms)
 
 
-def _backward(ops, ctx, grad, grad_pre_norms, grad_stats):
+def _backward(ops, ctx, grad, *_):
     # Statistics and pre-norm outputs are by-products; nothing differentiates through them.
     x, output, stats, *rest = ctx.saved_tensors
     d = ctx.depth
@@ -71,37 +71,6 @@ def _backward(ops, ctx, grad, grad_pre_norms, grad_stats):
         for row, like in zip(grad_affine, (gammas, betas), strict=True)
     )
     return grad_x, grad_weights, grad_gammas, grad_betas, grad_residual, *[None] * 7
-
-
-class _Train(torch.autograd.Function):
-    """The same gradient for eager calls: what ``register_autograd`` does to lists of tensors takes
-    longer than the kernels of a small layer (0.2 ms a step)."""
-
-    @staticmethod
-    def forward(ctx, ops, x, residual, config, depth, *parameters):
-        ctx.ops = ops
-        weights, gammas, betas = (parameters[i * depth : (i + 1) * depth] for i in range(3))
-        inputs = (x, weights, gammas, betas, residual, *config)
-        out, pre_norms, stats = ops.stacked_unit_conv2d_train(*inputs)
-        _save(ctx, inputs, (out, pre_norms, stats))
-        ctx.mark_non_differentiable(stats)
-        return out, stats
-
-    @staticmethod
-    def backward(ctx, grad, _):
-        grad_x, grad_weights, grad_gammas, grad_betas, grad_residual, *_ = _backward(
-            ctx.ops, ctx, grad, None, None
-        )
-        return None, grad_x, grad_residual, None, None, *grad_weights, *grad_gammas, *grad_betas
-
-
-def unit_conv2d_train(ops, x, weights, gammas, betas, residual, *config):
-    """The operator of namespace ``ops`` without the tensors that it keeps for itself: output and
-    statistics."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        out, _, stats = ops.stacked_unit_conv2d_train(x, weights, gammas, betas, residual, *config)
-        return out, stats
-    return _Train.apply(ops, x, residual, config, len(weights), *weights, *gammas, *betas)
 
 
 def _save_nothing(ctx, inputs, output):

@@ -77,31 +77,6 @@ def backward_by_level(ops, grad, x, weights, biases, units, activation, out_acti
     return grad, grad_weights, grad_biases
 
 
-class _Eager(torch.autograd.Function):
-    """The same gradient for eager calls: what ``register_autograd`` does to lists of tensors takes
-    longer than the kernels of a small layer."""
-
-    @staticmethod
-    def forward(ctx, ops, config, depth, x, *parameters):
-        ctx.ops = ops
-        inputs = (x, parameters[:depth], parameters[depth:], *config)
-        y = ops.stacked_unit_linear(*inputs)
-        _save(ctx, inputs, y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad_x, grad_weights, grad_biases, *_ = _backward(ctx.ops, ctx, grad)
-        return None, None, None, grad_x, *grad_weights, *grad_biases
-
-
-def unit_linear(ops, x, weights, biases, *config):
-    """The operator of namespace ``ops``."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return ops.stacked_unit_linear(x, weights, biases, *config)
-    return _Eager.apply(ops, config, len(weights), x, *weights, *biases)
-
-
 def _save_nothing(ctx, inputs, output):
     pass
 
