@@ -172,6 +172,9 @@ LEVEL_CONVS = (
     *(ConvCase("2-3", 5, size=(19, 4, 5), layout=x, grad_layout=x) for x in LAYOUTS),
     ConvCase("1-5", 9, size=(35, 7, 7), layout="channels_last", grad_layout="channels_last"),
     ConvCase("17-2", 2, size=(16, 3, 9)),
+    ConvCase("20-13", 2, size=(2, 6, 19), kernel_size=5, padding=1, layout="channels_last"),
+    ConvCase("30-12", 1, size=(2, 9, 11), dilation=2),
+    ConvCase(("16-33", "13-2:k1", "40-5"), size=(3, 9, 20)),
     ConvCase(("1-2:k1", "2-1:k5", "3-3:k7"), size=(18, 8, 3), stride=2, grad_layout="transposed"),
     ConvCase("2-3", 3, size=(33, 5, 6), stride=2, dilation=2, layout="channels_last"),
     ConvCase("2-3", 3, size=(17, 2, 1), padding=2),
@@ -218,6 +221,8 @@ UNIT_CONVS = (
     ConvCase("1-3-1", 40, size=(1, 6, 6), out_activation="identity"),
     ConvCase("16-16-16", 2, size=(2, 7, 7)),
     ConvCase("32-64-32", 1, size=(1, 5, 6)),
+    ConvCase("12-15-40", 2, size=(2, 9, 20)),
+    ConvCase(("16-3-16", "14-20-7:k5"), size=(2, 8, 20), layout="channels_last", residual="relu"),
     ConvCase("4-8-4", 2, kernel_size=5, size=(2, 8, 8)),
     ConvCase("2-4-2", 2, kernel_size=1),
     ConvCase("2-4-2", 2, kernel_size=7, size=(1, 9, 9)),
@@ -320,8 +325,10 @@ def random_conv(numbers: random.Random, depth: int | None = None) -> ConvCase:
     hybrid = numbers.random() < 0.5
     same = numbers.random() < 0.7
     kernel = numbers.choice((1, 3, 3, 3, 5, 7) if same else (1, 2, 3, 4, 5))
+    wide = numbers.random() < 0.15
+    choices = (12, 16, 30) if wide else (1, 1, 2, 3, 4, 6)
     widths = [
-        "-".join(str(numbers.choice((1, 1, 2, 3, 4, 6))) for _ in range(depth + 1))
+        "-".join(str(numbers.choice(choices)) for _ in range(depth + 1))
         for _ in range(numbers.randint(2, 6) if hybrid else 1)
     ]
     if hybrid and same:
@@ -348,6 +355,8 @@ def random_conv(numbers: random.Random, depth: int | None = None) -> ConvCase:
         layout=numbers.choice(LAYOUTS),
         grad_layout=numbers.choice(LAYOUTS),
     )
+    if wide:  # among so many values one always lies at a kink
+        case = smooth(case)
     fits = all(min(size) >= 1 for size in case.geometry.level_sizes(*case.size[1:]))
     return case if fits else random_conv(numbers, depth)
 

@@ -121,9 +121,15 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, PartPlan& plan)
   kind.x_plane = padded_plane((plan.rows + kind.reach) * kind.row + slack, lanes);
   kind.out_plane = padded_plane((plan.rows + below) * kind.row + slack, lanes);
   const int64_t spare = std::max({kind.row, x_.w * per_pixel, grad_.w * per_pixel}) + lanes;
-  const int64_t elements = 2 * spare + kind.c_out * kind.grad_plane +
-                           int64_t(kind.c_in) * kind.phases * kind.phases * kind.x_plane +
-                           kind.c_in * kind.out_plane;
+  int64_t elements = 2 * spare + kind.c_out * kind.grad_plane +
+                     int64_t(kind.c_in) * kind.phases * kind.phases * kind.x_plane +
+                     kind.c_in * kind.out_plane;
+  kind.wide = per_pixel == 1 && kind.phases == 1 && fills_vectors(kind.c_in, lanes);
+  if (kind.wide) {  // both as pixels of whole vectors of channels, aligned; the sums at the end
+    elements += round_up(kind.c_in, lanes) * kind.x_plane +
+                round_up(kind.c_out, lanes) * kind.grad_plane + lanes;
+    elements = std::max(elements, int64_t(kind.taps) * kind.c_out);
+  }
   plan.scratch_bytes = std::max(plan.scratch_bytes, elements * compute_size(x_.dtype));
 
   offsets_.push_back(

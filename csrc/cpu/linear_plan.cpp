@@ -16,19 +16,11 @@ Tensor in_type(const Tensor& t, Scalar dtype) {
   return scalar_of(t) == type && t.is_contiguous() ? t : computed(t, dtype);
 }
 
-int64_t round_up(int64_t count, int64_t multiple) {
-  return (count + multiple - 1) / multiple * multiple;
-}
-
-// Whether rows as they lie are quicker than planes. Measured, float32: from so many channels on,
-// and with a quarter of a vector's lanes idle at most. (64 units 8-16-8, N=128, AVX2: 100 us, as
-// planes 80; 32 units 12-24-12: 69 us, as planes 85.)
+// Whether rows as they lie are quicker than planes.
 bool are_wide(const Stack& stack, int64_t lanes) {
-  constexpr int kWide = 12;
   for (const Unit& unit : stack.units) {
     for (int l = 0; l <= stack.depth; ++l) {
-      const int64_t width = unit.widths[l];
-      if (width < kWide || width * 4 < round_up(width, lanes) * 3) return false;
+      if (!fills_vectors(unit.widths[l], lanes)) return false;
     }
   }
   return true;

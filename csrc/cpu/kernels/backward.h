@@ -3,6 +3,7 @@
 
 #include "conv_core.h"
 #include "stage.h"
+#include "weight_grad_wide.h"
 
 namespace bunit::BUNIT_ISA {
 
@@ -69,18 +70,25 @@ struct LevelBackward {
     if (grad_weight) {
       load_inputs(n, y0, y1);
       const T* own = grads + kind.reach * (kind.row + lanes);  // row y0
-      const auto* mask = static_cast<const typename VecOf<T>::Int*>(kind.mask);
-      const WeightGrad<T> sums{own,  kind.grad_plane, inputs, kind.x_offsets, kind.taps,
-                               mask, kind.row};
-      T* out = grad_weight + unit.weight;
-      if (lanes > 1) {
-        sums.run(kind.c_out, y1 - y0, call.grad.w * lanes, out);
-      } else {
-        sums.run(kind.c_out, 1, (y1 - y0 - 1) * kind.row + call.grad.w, out);
-      }
+      weight_grad(own, y1 - y0, grad_weight + unit.weight);
       if (grad_bias) add_bias(y1 - y0, own, grad_bias + unit.out_channel);
     }
     if (call.grad_x.data && q1 > y0) input_grad(n, y0, q1, in_sums);
+  }
+
+  void weight_grad(const T* own, int64_t rows, T* out) const {
+    if (kind.wide) {
+      return WideWeightGrad<T>{own, inputs, kind, rows, call.grad.w}.run(
+          outs + kind.c_in * kind.out_plane, out);
+    }
+    const auto* mask = static_cast<const typename VecOf<T>::Int*>(kind.mask);
+    const WeightGrad<T> sums{own,  kind.grad_plane, inputs, kind.x_offsets, kind.taps,
+                             mask, kind.row};
+    if (lanes > 1) {
+      sums.run(kind.c_out, rows, call.grad.w * lanes, out);
+    } else {
+      sums.run(kind.c_out, 1, (rows - 1) * kind.row + call.grad.w, out);
+    }
   }
 
   void load_grads(int64_t n, int64_t y0, int64_t end) {
@@ -340,6 +348,11 @@ void backward_item(const BackwardCall& given, int64_t block, int64_t segment, in
           .run(n, y0, y1, end_of(*given.units[u].kind), grad_weight, grad_bias, in_sums);
     }
     if (staged.grad_x) staged.store_grad_x(n, first, last, y0, end_of);
+  }
+  for (int64_t u = first; u < last && grad_weight; ++u) {
+    const BackwardUnit& unit = given.units[u];
+    if (!unit.kind->wide) continue;
+    WideWeightGrad<T>::turn(*unit.kind, static_cast<T*>(scratch), grad_weight + unit.weight);
   }
 }
 

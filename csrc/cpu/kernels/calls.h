@@ -91,6 +91,7 @@ struct BackwardKind {
   int reach;    // (k - 1) * dilation / stride
   int phases;   // stride phases an axis that taps use
   bool plain;   // 3x3, stride and dilation 1
+  bool wide;    // whose weight's gradient is made of pixels, not of planes
   int64_t row;  // elements a row of every buffer
   int64_t grad_plane, x_plane, out_plane;
   const int64_t* x_offsets;  // [taps]: where a tap finds its input pixel

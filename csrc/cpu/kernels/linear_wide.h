@@ -2,68 +2,14 @@
 //
 // Where a unit's channels fill vectors, rows stay as they lie, a vector of channels a lane each:
 // the transposition into planes that narrow units need (linear.h) would be for nothing, and a value
-// broadcast from a row serves several vectors of weights. All three products (forward, gradient of
-// the input, gradient of the weight) are one tile. A unit's rows are copied close together first:
-// in the tensor they may lie a power of two apart, which evicts one with the other.
+// broadcast from a row serves several vectors of weights (tiles.h). A unit's rows are copied close
+// together first: in the tensor they may lie a power of two apart, which evicts one with the other.
 #pragma once
 
 #include "linear.h"
+#include "tiles.h"
 
 namespace bunit::BUNIT_ISA {
-
-// Vectors of channels that a tile spans at most, and rows of it that they leave registers for.
-constexpr int kTileVectors = 4;
-constexpr int tile_rows(int vectors) {
-  const int sums = BUNIT_REGISTERS == 32 ? 24 : 12, most = sums / 2;
-  return sums / vectors < most ? sums / vectors : most;
-}
-
-template <class T>
-BUNIT_INLINE int64_t whole_vectors(int64_t channels) {
-  return (channels + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-}
-
-// acc[m][v] += sum over t of a[m * a_row + t * a_step] * b[t * b_step + vector v].
-template <int Rows, int Vectors, class T>
-BUNIT_INLINE void add_products(const T* a, int64_t a_row, int64_t a_step, const T* b,
-                               int64_t b_step, int64_t taps, Vec<T> (&acc)[Rows][Vectors]) {
-  for (int64_t t = 0; t < taps; ++t, a += a_step, b += b_step) {
-    Vec<T> w[Vectors];
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) w[v] = load(b + v * kLanes<T>);
-#pragma GCC unroll 16
-    for (int m = 0; m < Rows; ++m) {
-      const Vec<T> value = splat<T>(a[m * a_row]);
-#pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) acc[m][v] += value * w[v];
-    }
-  }
-}
-
-// Calls tile<rows, vectors>(first row, first channel) until all rows of all channels are covered.
-template <int Rows, int Vectors, class F>
-BUNIT_INLINE void tile_column(int64_t row, int64_t rows, int64_t channel, F tile) {
-  for (; row + Rows <= rows; row += Rows) tile.template operator()<Rows, Vectors>(row, channel);
-  if constexpr (Rows > 1) tile_column<Rows / 2, Vectors>(row, rows, channel, tile);
-}
-template <class T, class F>
-BUNIT_INLINE void for_each_tile(int64_t rows, int64_t channels, F tile) {
-  for (int64_t c = 0; c < channels; c += kTileVectors * kLanes<T>) {
-    switch (at_most((channels - c + kLanes<T> - 1) / kLanes<T>, kTileVectors)) {
-      case 1:
-        tile_column<tile_rows(1), 1>(0, rows, c, tile);
-        break;
-      case 2:
-        tile_column<tile_rows(2), 2>(0, rows, c, tile);
-        break;
-      case 3:
-        tile_column<tile_rows(3), 3>(0, rows, c, tile);
-        break;
-      default:
-        tile_column<tile_rows(4), 4>(0, rows, c, tile);
-    }
-  }
-}
 
 // Rows of T with `pitch` elements from one to the next.
 template <class T>
@@ -109,19 +55,7 @@ void add_weight_grad(WideRows<const T> grad, WideRows<const T> in, int64_t rows,
   for_each_tile<T>(channels, taps, [&]<int Rows, int Vectors>(int64_t c, int64_t t) BUNIT_ALWAYS {
     Vec<T> acc[Rows][Vectors] = {};
     add_products(grad.data + c, 1, grad.pitch, in.data + t, in.pitch, rows, acc);
-    for (int m = 0; m < Rows; ++m) {
-      T* to = sums + (c + m) * taps + t;
-      for (int v = 0; v < Vectors; ++v, to += kLanes<T>) {
-        const int64_t count = at_most(kLanes<T>, taps - t - v * kLanes<T>);
-        if (count == kLanes<T>) {
-          store(to, load(to) + acc[m][v]);
-          continue;
-        }
-        T lanes[kLanes<T>];
-        store(lanes, acc[m][v]);
-        for (int64_t i = 0; i < count; ++i) to[i] += lanes[i];
-      }
-    }
+    for (int m = 0; m < Rows; ++m) add_vectors<T>(acc[m], taps - t, sums + (c + m) * taps + t);
   });
 }
 
@@ -129,12 +63,9 @@ void add_weight_grad(WideRows<const T> grad, WideRows<const T> in, int64_t rows,
 template <class T>
 void add_bias_grad(WideRows<const T> grad, int64_t rows, int64_t channels, T* sums) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    Vec<T> total{};
-    for (int64_t r = 0; r < rows; ++r) total += load(grad.data + r * grad.pitch + c);
-    T lanes[kLanes<T>];
-    store(lanes, total);
-    const int64_t count = at_most(kLanes<T>, channels - c);
-    for (int64_t i = 0; i < count; ++i) sums[c + i] += lanes[i];
+    Vec<T> total[1] = {};
+    for (int64_t r = 0; r < rows; ++r) total[0] += load(grad.data + r * grad.pitch + c);
+    add_vectors<T>(total, channels - c, sums + c);
   }
 }
 
