@@ -10,8 +10,8 @@
 
 namespace bunit::BUNIT_ISA {
 
-// Planes as pixels of `pitch` elements each, the channels and zeros; both sides hold whole vectors
-// of pixels.
+// Planes as pixels of `pitch` elements each, the channels and zeros. Unlike from_planes, which ends
+// with the last pixel and channel: both sides hold whole vectors, and none is a part.
 template <class T>
 void to_pixels(const T* planes, int64_t plane, int64_t channels, int64_t pixels, T* out,
                int64_t pitch) {
