@@ -86,7 +86,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     if layout == "expanded" and x.dim() > 1 and x.shape[0] > 0:
         return x[:1].expand_as(x)
     if layout == "window":  # what is left of a larger tensor whose edges were cut off
-        larger = x.new_zeros([n + 2 for n in x.shape])
+        larger = x.new_full([n + 2 for n in x.shape], math.nan)
         window = larger[(slice(1, -1),) * x.dim()]
         return window.copy_(x)
     if layout == "loose":

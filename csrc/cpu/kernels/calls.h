@@ -72,7 +72,8 @@ struct Moments {
 };
 
 struct ForwardCall {
-  Image x, y, residual;  // residual.data may be null
+  Image x, y,
+      residual;  // residual.data may be null, and y.data where moments are all that is asked
   int depth;
   int stride;
   int64_t lanes;  // images a work item

@@ -26,6 +26,8 @@ struct UnitForward {
   T* spare;     // a row
   T* staging;   // rows of a vector of images, on their way between images and planes
   Window windows[kLevels];
+  bool reads_image;  // whether the first level reads the image where it lies
+  Soon soon;
 
   UnitForward(const ForwardCall& call, const PackedUnit& unit, int64_t n, T* scratch)
       : call(call), unit(unit), kind(*unit.kind), n(n) {
@@ -38,6 +40,8 @@ struct UnitForward {
     }
     finished = scratch;
     staging = finished + last().c_out * kind.out_plane;
+    reads_image = kLoadsLanes && !call.in_norm.mean && by_rows(kind.levels[0]) &&
+                  kind.levels[0].pad == 1 && has_plain_rows<T>(call.x);
   }
 
   const Level& last() const { return kind.levels[call.depth - 1]; }
@@ -114,15 +118,20 @@ struct UnitForward {
   void run_level(int l, int64_t y0, int64_t y1, T* out, int64_t out_plane, int64_t out_row,
                  Activation activation, bool around = false) {
     const Level& level = kind.levels[l];
-    fill(l, y0, y1 + level.reach);
-    const T* in = buffers[l] + (y0 - windows[l].begin) * kind.row;
     const T* weights = static_cast<const T*>(unit.weights[l]);
     const T* bias = static_cast<const T*>(unit.biases[l]);
-    if (by_rows(level)) {
-      conv_rows<T>(in, kind.row, level.plane, level.c_in, weights, bias, level.c_out, activation,
-                   around, out, out_plane, out_row, y1 - y0, level.out_w);
-      return;
+    const auto by_rows_of = [&](const RowsOf<T>& rows) {
+      conv_rows<T>(rows, level.c_in, weights, bias, level.c_out, activation, around, out, out_plane,
+                   out_row, y1 - y0, level.out_w, soon.lines > 0 ? &soon : nullptr);
+    };
+    if (l == 0 && reads_image) {
+      const Image& x = call.x;
+      const T* image = static_cast<const T*>(x.data) + offset_of(x, n, unit.in_channel, y0 - 1, -1);
+      return by_rows_of({image, x.stride_h, x.stride_c, false, y0 == 0, y1 == x.h});
     }
+    fill(l, y0, y1 + level.reach);
+    const T* in = buffers[l] + (y0 - windows[l].begin) * kind.row;
+    if (by_rows(level)) return by_rows_of({in, kind.row, level.plane});
     // A vector a pixel: row by row, so that nothing is computed between them.
     const int64_t runs = call.lanes > 1 ? y1 - y0 : 1;
     const int64_t flat =
@@ -221,8 +230,30 @@ struct UnitForward {
     into.count = count;
   }
 
+  // Asks for the whole of a unit's part of an image that lies in one piece, `ahead` bytes from
+  // here.
+  void ask_for_next() {
+    const Image& x = call.x;
+    if (!reads_image || x.ahead == 0 || call.segments > 1 || !has_dense_rows(x) ||
+        x.stride_c != x.h * x.stride_h) {
+      return;
+    }
+    int64_t strips = 0;
+    for (int l = 0; l < call.depth; ++l) {
+      const Level& level = kind.levels[l];
+      if (!by_rows(level)) continue;
+      const int64_t limit = rows_of_strip(level.c_out < kBlock ? level.c_out : kBlock);
+      strips += level.out_h / limit * ((level.out_w + kLanes<T> - 1) / kLanes<T>);
+    }
+    const int64_t first = offset_of(x, n, unit.in_channel, 0, 0) * int64_t(sizeof(T));
+    soon.at = static_cast<const char*>(x.data) + first + x.ahead;
+    soon.lines = kind.levels[0].c_in * x.stride_c * int64_t(sizeof(T)) / 64;
+    soon.per_strip = soon.lines / at_least(strips, 1) + 1;
+  }
+
   void run(int64_t y0, int64_t y1, Moments* moments) {
     start(y0);
+    ask_for_next();
     for (int64_t y = y0; y < y1; y += kind.step) {
       const int64_t end = at_most(y + kind.step, y1);
       if (direct(moments)) {
@@ -233,10 +264,10 @@ struct UnitForward {
         continue;
       }
       run_level(call.depth - 1, y, end, finished, kind.out_plane, finished_row(), call.out);
-      const bool stores =
-          moments && !call.residual.data && call.lanes == call.y.lanes && has_plain_rows<T>(call.y);
+      const bool stores = moments && call.y.data && !call.residual.data &&
+                          call.lanes == call.y.lanes && has_plain_rows<T>(call.y);
       if (moments) add_moments(y, end - y, moments, stores);
-      if (stores) continue;
+      if (stores || !call.y.data) continue;
       if (call.residual.data) add_residual(y, end);
       if (call.lanes > call.y.lanes) {
         const int64_t channel = unit.out_channel;

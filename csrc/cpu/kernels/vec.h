@@ -43,6 +43,24 @@ template <class T>
 BUNIT_INLINE Vec<T> load(const T* p) {
   return *reinterpret_cast<const typename VecOf<T>::U*>(p);
 }
+// Lanes whose bit is set; the others are zero and not read, wherever they lie. Without AVX-512 all
+// are read (kLoadsLanes).
+typedef uint16_t LaneBits;
+constexpr LaneBits kAllLanes = 0xffff;
+constexpr bool kLoadsLanes = BUNIT_VECTOR_BYTES == 64;
+template <class T>
+BUNIT_INLINE Vec<T> load_lanes(const T* p, LaneBits lanes) {
+#if BUNIT_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8) {
+    return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8(lanes), p);
+  } else {
+    return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16(lanes), p);
+  }
+#else
+  (void)lanes;
+  return load(p);
+#endif
+}
 template <class T>
 BUNIT_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VecOf<T>::U*>(p) = v;
