@@ -55,12 +55,13 @@ BUNIT_LIBRARY(BUNIT_NAMESPACE, m) {
       "int[] units, int stride, int dilation, str activation, str out_activation, "
       "str residual_activation) -> Tensor");
 
-  // All levels of all units, each followed by batch normalisation with batch statistics.
+  // All levels of all units, each followed by batch normalisation with batch statistics. With
+  // `recompute` (CPU only) an empty tensor stands for the first level's output in pre_norms.
   m.def(
       "stacked_unit_conv2d_train(Tensor x, Tensor[] weights, Tensor[] gammas, Tensor[] betas, "
-      "Tensor? residual, int[] units, int stride, int dilation, float eps, str activation, "
-      "str out_activation, str residual_activation) -> (Tensor out, Tensor[] pre_norms, "
-      "Tensor stats)");
+      "Tensor? residual, int[] units, int stride, int dilation, float eps, bool recompute, "
+      "str activation, str out_activation, str residual_activation) -> (Tensor out, "
+      "Tensor[] pre_norms, Tensor stats)");
   m.def(
       "stacked_unit_conv2d_train_backward(Tensor grad, Tensor x, Tensor[] weights, "
       "Tensor[] gammas, Tensor[] betas, Tensor[] pre_norms, Tensor stats, int[] units, "

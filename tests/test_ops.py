@@ -20,7 +20,7 @@ from reference_runs import conv2d, converted, draw, laid_out, linear, unit_conv2
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from bunit_kernels import backend
+from bunit_kernels import StackedConv2d, backend
 
 ops = torch.ops.bunit_kernels
 
@@ -28,8 +28,11 @@ ops = torch.ops.bunit_kernels
 # --- arguments -----------------------------------------------------------------------------------
 
 
-def conv_arguments(name, case, t):
-    """Positional arguments of the convolutional operator ``name`` for tensors of ``draw``."""
+def conv_arguments(name, case, t, recompute=None):
+    """Positional arguments of the convolutional operator ``name``, for tensors of ``draw``; the
+    first level is recomputed in some cases, if nothing else is said."""
+    if recompute is None:
+        recompute = len(t["weights"]) > 1 and case.stride == 1
     geometry = case.geometry
     config = (geometry.rows, geometry.stride, geometry.dilation)
     names = (case.activation, case.out_activation)
@@ -49,8 +52,18 @@ def conv_arguments(name, case, t):
         case "stacked_unit_conv2d":
             return (x, t["weights"], t["biases"], residual, *config, *end)
         case "stacked_unit_conv2d_train":
-            return (x, t["weights"], t["gammas"], t["betas"], residual, *config, 1e-5, *end)
-    forward = conv_arguments("stacked_unit_conv2d_train", case, t)
+            return (
+                x,
+                t["weights"],
+                t["gammas"],
+                t["betas"],
+                residual,
+                *config,
+                1e-5,
+                recompute,
+                *end,
+            )
+    forward = conv_arguments("stacked_unit_conv2d_train", case, t, recompute)
     _, pre_norms, stats = ops.stacked_unit_conv2d_train(*forward)
     return (grad, x, t["weights"], t["gammas"], t["betas"], pre_norms, stats, *config, *names)
 
@@ -427,11 +440,60 @@ def wrong_calls():
         "statistics of fewer channels": train_backward(stats=torch.ones(3, 11)),
         "dtype of statistics": train_backward(stats=stats.double()),
         "weight too small": train_backward(ws=[w, ws[1][:2]]),
+        "input of other channels, recomputed": lambda: ops.stacked_unit_conv2d_train_backward(
+            grad, z, ws, norms, norms, [x.new_empty(0), x], stats, two, 1, 1, *names
+        ),
+        "one level to recompute": lambda: ops.stacked_unit_conv2d_train(
+            x, [w], norms[:1], norms[:1], None, units, 1, 1, 1e-5, True, *names, "identity"
+        ),
     }
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in TRAIN_CONVS if len(c.geometry.layout.levels) > 1], ids=str
+)
+def test_recomputing_changes_what_is_kept_and_nothing_else(case):
+    forward, backward = "stacked_unit_conv2d_train", "stacked_unit_conv2d_train_backward"
+    t = tensors_for(backward, case)
+    kept, again = (
+        getattr(ops, forward)(*conv_arguments(forward, case, t, recompute))
+        for recompute in (False, True)
+    )
+    assert again[1][0].shape == (0,)
+    for one, other in zip(
+        flattened((kept[0], kept[1][1:], kept[2])),
+        flattened((again[0], again[1][1:], again[2])),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    for one, other in zip(
+        *(flattened(getattr(ops, backward)(*conv_arguments(backward, case, t, recompute)))
+          for recompute in (False, True)),
+        strict=True,
+    ):  # fmt: skip
+        # Gradients through the norm of a channel that all but does not vary grow with 1 / its
+        # standard deviation.
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
+
+
+def test_training_keeps_the_input_and_one_output_of_narrow_units():
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    x = torch.randn(4, 8, 12, 10, requires_grad=True)
+    layer = StackedConv2d("2-4-2", num_units=4)
+    with backend("cpp"), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x)
+    parameters = sum(p.numel() for p in layer.parameters())
+    stats = 3 * (16 + 8)
+    assert sum(kept.values()) <= 4 * (2 * x.numel() + parameters + stats)
 
 
 @pytest.mark.parametrize("name", wrong_calls())
 def test_what_does_not_fit_is_refused_before_it_is_read(name):
     """Saved programs come here without the checks in Python."""
-    with pytest.raises(RuntimeError, match="not fit|must have|but|expected a gamma"):
+    with pytest.raises(RuntimeError, match="not fit|must have|but|expected a gamma|one level"):
         wrong_calls()[name]()

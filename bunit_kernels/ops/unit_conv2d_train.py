@@ -1,8 +1,9 @@
 """``stacked_unit_conv2d_train``: all levels of convolutional units, each followed by batch
 normalisation with the batch's own statistics.
 
-Kept for the backward pass: the input, what each level gave before its norm, and the statistics
-(and the output, where the residual's activation needs it). Activations are recomputed.
+Kept for the backward pass: the input, what each level gave before its norm (with ``recompute`` each
+but the first), and the statistics (and the output, where the residual's activation needs it). What
+is not kept is made again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def _stats_dtype(x):
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _fake_forward(x, weights, gammas, betas, residual, units, stride, dilation, eps, *activations):
+def _fake_forward(
+    x, weights, gammas, betas, residual, units, stride, dilation, eps, recompute, *activations
+):
     depth = len(weights)
     channels = _widths(units, depth)
     sizes = level_sizes(x.shape, units, depth, stride, dilation)
@@ -33,6 +36,8 @@ def _fake_forward(x, weights, gammas, betas, residual, units, stride, dilation, 
         empty_like_format(x, (x.shape[0], c, h, w))
         for c, (h, w) in zip(channels, sizes, strict=True)
     ]
+    if recompute:
+        pre_norms[0] = x.new_empty(0)
     stats = x.new_empty((3, sum(channels)), dtype=_stats_dtype(x))
     return torch.empty_like(pre_norms[-1]), pre_norms, stats
 
@@ -44,7 +49,7 @@ def _fake_backward(grad, x, weights, gammas, betas, pre_norms, stats, units, *co
 
 
 def _save(ctx, inputs, output):
-    x, weights, gammas, betas, residual, ctx.units, ctx.stride, ctx.dilation, _, *names = inputs
+    x, weights, gammas, betas, residual, ctx.units, ctx.stride, ctx.dilation, _, _, *names = inputs
     out, pre_norms, stats = output
     ctx.depth = len(weights)
     ctx.activation, ctx.out_activation = names[:2]
@@ -70,7 +75,7 @@ def _backward(ops, ctx, grad, *_):
         [g.to(p.dtype) for g, p in zip(row.split(channels), like, strict=True)]
         for row, like in zip(grad_affine, (gammas, betas), strict=True)
     )
-    return grad_x, grad_weights, grad_gammas, grad_betas, grad_residual, *[None] * 7
+    return grad_x, grad_weights, grad_gammas, grad_betas, grad_residual, *[None] * 8
 
 
 def _save_nothing(ctx, inputs, output):

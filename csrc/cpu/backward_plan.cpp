@@ -28,7 +28,8 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
                     "a gradient of ", grad.h, "x", grad.w, " does not fit an input of ", x.h, "x",
                     x.w);
   }
-  group_ = units_per_item(x, grad, count);
+  group_ = units_per_item(is_interleaved(x) || is_interleaved(grad), x.dtype, std::min(x.c, grad.c),
+                          count);
   group_in_ = group_channels(stack, level, group_);
   group_out_ = group_channels(stack, level + 1, group_);
   for (const Unit& unit : stack.units) {

@@ -49,7 +49,7 @@ Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vecto
                     "the residual must have the input's dtype");
     added = image_of(*residual);
   }
-  plan.run(in, image_of(y), added, {}, Activation::identity, nullptr);
+  plan.run(stack.all(), in, image_of(y), added, {}, Activation::identity, nullptr);
   return y;
 }
 

@@ -3,6 +3,12 @@
 // normalises and activates the level before it as it loads, and adds up its own statistics as it
 // stores.
 //
+// With `recompute` the first level's output is not kept: its own pass makes the statistics alone,
+// the second level's pass goes from the input through both levels, the norm folded into the first,
+// and going back it is made again for a few units at a time. The first level of narrow units takes
+// less time to make than to write and read, and the pages of a tensor that lasts until the backward
+// pass are new ones, which the system has to clear.
+//
 // The sums of a unit's channels need that unit alone. So going back a thread takes a few units
 // through all levels: their gradients between levels are memory that is used again for the next
 // units and not a tensor more. (Forward all of it is kept anyway, and written fastest in the order
@@ -12,64 +18,20 @@
 
 #include <cmath>
 #include <deque>
-#include <memory>
-#include <new>
 #include <numeric>
+#include <optional>
 #include <tuple>
 #include <vector>
 
 #include "backward_plan.h"
 #include "forward_plan.h"
+#include "level_norm.h"
 #include "pack.h"
+#include "pooled_images.h"
 #include "text.h"
 
 namespace bunit {
 namespace {
-
-// Values of one level's channels in the compute type, some rows of them.
-class ChannelRows {
- public:
-  ChannelRows(size_t rows, size_t channels, Scalar dtype)
-      : channels_(channels), wide_(dtype == Scalar::float64), values_(rows * channels) {}
-
-  void set(size_t row, size_t channel, double value) {
-    const size_t i = row * channels_ + channel;
-    if (wide_) {
-      values_[i] = value;
-    } else {
-      reinterpret_cast<float*>(values_.data())[i] = float(value);
-    }
-  }
-  const void* row(size_t i) const {
-    return reinterpret_cast<const char*>(values_.data()) + i * channels_ * (wide_ ? 8 : 4);
-  }
-
- private:
-  size_t channels_;
-  bool wide_;
-  std::vector<double> values_;  // as storage
-};
-
-// Mean, scale and shift of one level's norm, and 1 / standard deviation.
-class LevelNorm {
- public:
-  LevelNorm(const Tensor& gamma, const Tensor& beta, Scalar dtype)
-      : gamma_(gamma), beta_(beta), rows_(4, size_t(gamma.numel()), dtype) {}
-
-  void set(int64_t channel, double mean, double inv_std) {
-    const size_t c = size_t(channel);
-    rows_.set(0, c, mean);
-    rows_.set(1, c, gamma_[channel] * inv_std);
-    rows_.set(2, c, beta_[channel]);
-    rows_.set(3, c, inv_std);
-  }
-  Norm norm() const { return {rows_.row(0), rows_.row(1), rows_.row(2)}; }
-  const void* inv_std() const { return rows_.row(3); }
-
- private:
-  Values<double> gamma_, beta_;
-  ChannelRows rows_;
-};
 
 Tensor contiguous_like(const Tensor& t, bool channels_last) {
   if (channels_last ? is_channels_last(t) : t.is_contiguous()) return t;
@@ -77,14 +39,15 @@ Tensor contiguous_like(const Tensor& t, bool channels_last) {
       t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-// Level `level` of the units that `rows` describe, as a stack of that level alone.
-Stack level_stack(const std::vector<int64_t>& rows, int64_t depth, int level) {
+// `count` levels of the units that `rows` describe, from `level` on, as a stack of their own.
+Stack level_stack(const std::vector<int64_t>& rows, int64_t depth, int level, int count = 1) {
   std::vector<int64_t> out;
   for (size_t i = 0; i < rows.size(); i += size_t(depth) + 4) {
-    out.insert(out.end(), {rows[i], rows[i + 1], rows[i + 2], rows[i + 3 + size_t(level)],
-                           rows[i + 4 + size_t(level)]});
+    const auto widths = rows.begin() + int64_t(i) + 3 + level;
+    out.insert(out.end(), {rows[i], rows[i + 1], rows[i + 2]});
+    out.insert(out.end(), widths, widths + count + 1);
   }
-  return Stack::conv(out, 1);
+  return Stack::conv(out, count);
 }
 
 // Runs body(units) for all units: for `step` of them at a time, each thread its own, or for all at
@@ -112,10 +75,28 @@ ScalarType stats_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// A level's weight and, for its bias, a vector, with the norm after it folded into them.
+std::pair<Tensor, Tensor> fold(const Stack& level, const Tensor& weight, const LevelNorm& norm,
+                               ScalarType dtype) {
+  Tensor folded = torch::stable::empty(weight.sizes(), dtype, std::nullopt, weight.device());
+  Tensor bias = torch::stable::empty({level.channels[1]}, dtype, std::nullopt, weight.device());
+  const Values<double> values(weight);
+  const Narrowed folded_values(folded), biases(bias);
+  for (const Unit& unit : level.units) {
+    const int64_t taps = int64_t(unit.widths[0]) * unit.kernel * unit.kernel;
+    for (int64_t i = 0; i < taps * unit.widths[1]; ++i) {
+      const int64_t at = unit.weights[0] + i;
+      folded_values.set(at, values[at] * norm.scale(unit.channels[1] + i / taps));
+    }
+  }
+  for (int64_t c = 0; c < level.channels[1]; ++c) biases.set(c, norm.bias(c));
+  return {folded, bias};
+}
+
 std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& gammas,
     const std::vector<Tensor>& betas, const std::optional<Tensor>& residual,
-    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, double eps,
+    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, double eps, bool recompute,
     const Text& activation, const Text& out_activation, const Text& residual_activation) {
   const int depth = int(weights.size());
   const Stack stack = Stack::conv(units, depth);
@@ -135,25 +116,44 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
   }
   Tensor stats = torch::stable::empty({3, total}, stats_type(x), std::nullopt, x.device());
   const Narrowed stat_values(stats);
+  STD_TORCH_CHECK(!recompute || depth > 1, "of one level nothing is recomputed");
 
   std::vector<Tensor> pre_norms;
   std::deque<LevelNorm> norms;
   int64_t first = 0;
   for (int l = 0; l < depth; ++l) {
     const size_t i = size_t(l);
-    const Image in = image_of(l == 0 ? x : pre_norms.back());
-    const Stack level = level_stack(units, depth, l);
-    const ForwardPlan plan(
-        level, in, {weights[i]}, {},
-        {.stride = l == 0 ? stride : 1, .dilation = dilation, .pass = Pass::with_norms});
+    const bool kept = l > 0 || !recompute;
+    // The second level after one that was not kept begins where that one did.
+    const int begin = l == 1 && recompute ? 0 : l;
+    const Image in = image_of(begin == 0 ? x : pre_norms.back());
+    const Stack levels = level_stack(units, depth, begin, l + 1 - begin);
+    const int64_t channels = levels.channels[levels.depth];
+    std::vector<Tensor> own(weights.begin() + begin, weights.begin() + l + 1), biases;
+    if (begin < l) {
+      const auto [weight, bias] =
+          fold(level_stack(units, depth, 0), weights[0], norms[0], stats_type(x));
+      own[0] = weight;
+      biases = {bias, torch::stable::new_zeros(stats, {channels})};
+    }
+    const ForwardPlan plan(levels, in, own, biases,
+                           {.stride = begin == 0 ? stride : 1,
+                            .dilation = dilation,
+                            .hidden = activation_of(activation),
+                            .pass = Pass::with_norms});
     const Tensor z =
-        new_output(x, {x.size(0), level.channels[1], plan.out_h(), plan.out_w()}, channels_last);
-    std::vector<Moments> moments(size_t(level.channels[1]));
-    plan.run(in, image_of(z), {}, l == 0 ? Norm{} : norms.back().norm(), activation_of(activation),
-             &moments);
+        new_output(x,
+                   kept ? std::vector<int64_t>{x.size(0), channels, plan.out_h(), plan.out_w()}
+                        : std::vector<int64_t>{0},
+                   kept && channels_last);
+    const Image out = kept ? image_of(z) : Image{nullptr,  scalar_of(x), x.size(0),
+                                                 channels, plan.out_h(), plan.out_w()};
+    std::vector<Moments> moments(static_cast<size_t>(channels));
+    plan.run(levels.all(), in, out, {}, begin == 0 ? Norm{} : norms.back().norm(),
+             activation_of(activation), &moments);
     pre_norms.push_back(z);
     norms.emplace_back(gammas[i], betas[i], scalar_of(x));
-    for (int64_t c = 0; c < level.channels[1]; ++c) {
+    for (int64_t c = 0; c < channels; ++c) {
       const Moments& m = moments[size_t(c)];
       const double inv_std = 1 / std::sqrt(m.m2 / m.count + eps);
       norms.back().set(c, m.mean, inv_std);
@@ -161,7 +161,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
       stat_values.set(total + first + c, inv_std);
       stat_values.set(2 * total + first + c, m.m2 / (m.count - 1));
     }
-    first += level.channels[1];
+    first += channels;
   }
 
   const Tensor& z = pre_norms.back();
@@ -187,34 +187,6 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
                     [&](int64_t n, int64_t c0, int64_t c1) { affine(call, n, c0, c1); });
   return {y, pre_norms, stats};
 }
-
-// Channels [c0, c1) of an image, in memory of their own.
-class ImageOf {
- public:
-  ImageOf(const Image& whole, int64_t c0, int64_t c1, bool channels_last) : image_(whole) {
-    const int64_t c = c1 - c0, size = element_size(whole.dtype);
-    const int64_t bytes = whole.n * c * whole.h * whole.w * size;
-    memory_.reset(::operator new(size_t(bytes), kAlignment));
-    advise_huge_pages(memory_.get(), bytes);
-    image_.c = c;
-    image_.stride_w = channels_last ? c : 1;
-    image_.stride_h = whole.w * image_.stride_w;
-    image_.stride_c = channels_last ? 1 : whole.h * whole.w;
-    image_.stride_n = c * whole.h * whole.w;
-    image_.data = static_cast<char*>(memory_.get()) - c0 * image_.stride_c * size;
-  }
-
-  // Addressed by the channels that it has in the whole.
-  const Image& image() const { return image_; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Delete {
-    void operator()(void* memory) const { ::operator delete(memory, kAlignment); }
-  };
-  std::unique_ptr<void, Delete> memory_;
-  Image image_;
-};
 
 std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Tensor& gradient, const Tensor& x, const std::vector<Tensor>& weights,
@@ -243,8 +215,23 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
                       gradient.scalar_type() == given_pre_norms.back().scalar_type(),
                   "the gradient does not fit the last level's output");
   const bool channels_last = output_is_channels_last(given_pre_norms.back());
+  const Stack first_level = level_stack(units, depth, 0);
+  std::optional<ForwardPlan> again;  // of the first level, where its output was not kept
+  if (depth > 1 && given_pre_norms[0].dim() == 1 && given_pre_norms[0].numel() == 0) {
+    again.emplace(first_level, image_of(x), std::vector<Tensor>{weights[0]}, std::vector<Tensor>{},
+                  ConvOptions{.stride = stride, .dilation = dilation, .pass = Pass::with_norms});
+  }
   std::vector<Tensor> pre_norms;  // as train() made them, whatever became of their strides
-  for (const Tensor& z : given_pre_norms) pre_norms.push_back(contiguous_like(z, channels_last));
+  std::vector<Image> zs;
+  for (const Tensor& z : given_pre_norms) {
+    if (again && zs.empty()) {
+      zs.push_back(dense_image(dtype, x.size(0), first_level.channels[1], again->out_h(),
+                               again->out_w(), channels_last));
+    } else {
+      pre_norms.push_back(contiguous_like(z, channels_last));
+      zs.push_back(image_of(pre_norms.back()));
+    }
+  }
   const Values<double> stat_values(stats);
   std::deque<Stack> levels;
   std::deque<LevelNorm> norms;
@@ -264,9 +251,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     }
     firsts.push_back(firsts[i] + levels[i].channels[1]);
     // The gradient of a hidden level's output will lie as that output does.
-    plans.emplace_back(levels[i], 0, image_of(l == 0 ? x : pre_norms[i - 1]),
-                       image_of(l == depth - 1 ? grad : pre_norms[i]), &weights[i],
-                       l == 0 ? stride : 1, dilation, Pass::with_norms);
+    plans.emplace_back(levels[i], 0, l == 0 ? image_of(x) : zs[i - 1],
+                       l == depth - 1 ? image_of(grad) : zs[i], &weights[i], l == 0 ? stride : 1,
+                       dilation, Pass::with_norms);
     step = std::lcm(step, plans[i].group());
     grad_weights.push_back(torch::stable::empty(weights[i].sizes(), weights[i].scalar_type(),
                                                 std::nullopt, x.device()));
@@ -276,7 +263,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   const Tensor grad_x =
       new_output(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, output_is_channels_last(x));
 
-  const Image last = image_of(pre_norms.back());
+  if (again) step = std::lcm(step, again->group(image_of(x), channels_last));
+
+  const Image last = zs.back();
   std::vector<double> parts(size_t(last.n * last.c * 2));
   const ReduceCall reduce_call{image_of(grad),
                                last,
@@ -285,6 +274,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
                                activation_of(out_activation),
                                parts.data()};
   const auto reduce = kernels().reduce[compute_index(dtype)];
+  Pool pool;
   for_each_units(stack, step, [&](const UnitRange& own) {
     const int64_t begin = stack.first_channel(depth, own.first);
     const int64_t end = stack.first_channel(depth, own.last);
@@ -296,10 +286,17 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
       for (size_t k = 0; k < sums.size(); ++k) sums[k] += part[k];
     }
     std::optional<ImageOf> between;  // the gradient on its way from level to level
+    std::optional<ImageOf> first;    // the first level's output, made again
+    if (again) {
+      first.emplace(pool, zs[0], first_level.first_channel(1, own.first),
+                    first_level.first_channel(1, own.last), channels_last);
+      again->run(own, image_of(x), first->image(), {}, {}, Activation::identity, nullptr);
+    }
+    const auto z_of = [&](int l) { return l == 0 && first ? first->image() : zs[size_t(l)]; };
     for (int l = depth - 1; l >= 0; --l) {
       const size_t i = size_t(l);
-      const Image z = image_of(pre_norms[i]);
-      const Image in = image_of(l == 0 ? x : pre_norms[i - 1]);
+      const Image z = z_of(l);
+      const Image in = l == 0 ? image_of(x) : z_of(l - 1);
       const double count = double(z.n * z.h * z.w);
       int64_t c = levels[i].first_channel(1, own.first);
       for (size_t k = 0; k < sums.size(); k += 2, ++c) {
@@ -320,7 +317,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
         around.in = norms[i - 1].norm();
         around.in_activation = activation_of(activation);
         around.in_inv_std = norms[i - 1].inv_std();
-        next.emplace(in, levels[i].first_channel(0, own.first),
+        next.emplace(pool, in, levels[i].first_channel(0, own.first),
                      levels[i].first_channel(0, own.last), channels_last);
       }
       plans[i].run(own, in, between ? between->image() : image_of(grad),

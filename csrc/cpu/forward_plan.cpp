@@ -152,8 +152,15 @@ int64_t ForwardPlan::stage_bytes(const ForwardCall& call, int64_t group, int64_t
   return elements * compute_size(dtype_);
 }
 
-void ForwardPlan::run(const Image& x, const Image& y, const Image& residual, const Norm& in_norm,
-                      Activation in_activation, std::vector<Moments>* moments) const {
+int64_t ForwardPlan::group(const Image& x, bool interleaved) const {
+  return units_per_item(interleaved || is_interleaved(x), x.dtype,
+                        std::min(stack_.channels[0], stack_.channels[stack_.depth]),
+                        stack_.all().last);
+}
+
+void ForwardPlan::run(const UnitRange& units, const Image& x, const Image& y, const Image& residual,
+                      const Norm& in_norm, Activation in_activation,
+                      std::vector<Moments>* moments) const {
   if (y.n == 0) return;
   ForwardCall call{};
   call.depth = stack_.depth;
@@ -164,7 +171,7 @@ void ForwardPlan::run(const Image& x, const Image& y, const Image& residual, con
   call.in_norm = in_norm;
   call.in_activation = in_activation;
   const int64_t row_bytes = y.w * element_size(dtype_);
-  call.around = row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(y.data) % 64 == 0 &&
+  call.around = y.data && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(y.data) % 64 == 0 &&
                 (options_.out == Activation::identity || options_.out == Activation::relu) &&
                 goes_around_caches(y.data, y.n * y.c * y.h * row_bytes);
   std::vector<Moments> parts;
@@ -174,17 +181,17 @@ void ForwardPlan::run(const Image& x, const Image& y, const Image& residual, con
     call.residual = images_of(residual, plan.part.first, plan.part.count);
     call.lanes = plan.part.lanes;
     call.units = plan.units.data();
-    run_part(plan, call, moments ? &parts : nullptr);
+    if (!y.data) call.y.n = plan.part.count;
+    run_part(units, plan, call, moments ? &parts : nullptr);
   }
   if (moments) *moments = merge_moments(parts, y.c);
 }
 
 // Appends the moments of its items to `moments`.
-void ForwardPlan::run_part(const PartPlan& plan, ForwardCall call,
+void ForwardPlan::run_part(const UnitRange& units, const PartPlan& plan, ForwardCall call,
                            std::vector<Moments>* moments) const {
-  const int64_t count = int64_t(plan.units.size());
-  const int64_t group = units_per_item(call.x, call.y, count);
-  const int64_t groups = (count + group - 1) / group;
+  const int64_t group = this->group(call.x, is_interleaved(call.y));
+  const int64_t groups = (units.last - units.first + group - 1) / group;
   const int64_t items = call.y.n / call.lanes;
   // Moments must not depend on the number of threads; outputs never do.
   const int64_t wanted = moments ? kItems : num_threads() == 1 ? 1 : 4 * num_threads();
@@ -200,9 +207,9 @@ void ForwardPlan::run_part(const PartPlan& plan, ForwardCall call,
   const auto forward = kernels().forward[compute_index(dtype_)];
   const int64_t bytes = plan.scratch_bytes + stage_bytes(call, group, call.segments);
   for_each_item(items * call.segments * groups, [&](int64_t item) {
-    const int64_t first = item % groups * group;
+    const int64_t first = units.first + item % groups * group;
     const int64_t outer = item / groups;
-    forward(call, outer / call.segments, first, std::min(first + group, count),
+    forward(call, outer / call.segments, first, std::min(first + group, units.last),
             outer % call.segments, scratch(bytes));
   });
 }

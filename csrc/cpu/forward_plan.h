@@ -31,11 +31,15 @@ class ForwardPlan {
   int64_t out_h() const { return out_h_; }
   int64_t out_w() const { return out_w_; }
 
-  // Fills y, segment by segment. `residual` may hold no data. With `in_norm` the input is
-  // normalised and activated as it is loaded; with `moments` those of the output are added up, an
-  // entry a channel.
-  void run(const Image& x, const Image& y, const Image& residual, const Norm& in_norm,
-           Activation in_activation, std::vector<Moments>* moments) const;
+  // How many neighbouring units an item of work takes, for outputs that are interleaved or not;
+  // `run` takes as many, or a multiple, or all.
+  int64_t group(const Image& x, bool interleaved) const;
+
+  // Fills the units' part of y, segment by segment. `residual` may hold no data. With `in_norm` the
+  // input is normalised and activated as it is loaded; with `moments`, for which the units are
+  // all, those of the output are added up, an entry a channel, and y may hold no data.
+  void run(const UnitRange& units, const Image& x, const Image& y, const Image& residual,
+           const Norm& in_norm, Activation in_activation, std::vector<Moments>* moments) const;
 
  private:
   // The plan of one part of the batch.
@@ -51,7 +55,8 @@ class ForwardPlan {
   template <class T>
   void pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases);
   int64_t stage_bytes(const ForwardCall& call, int64_t group, int64_t segments) const;
-  void run_part(const PartPlan& plan, ForwardCall call, std::vector<Moments>* moments) const;
+  void run_part(const UnitRange& units, const PartPlan& plan, ForwardCall call,
+                std::vector<Moments>* moments) const;
 
   const Stack& stack_;
   ConvOptions options_;

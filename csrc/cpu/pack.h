@@ -33,10 +33,10 @@ inline int64_t padded_plane(int64_t elements, int64_t lanes) {
   return (vectors + (vectors % 32 == 0 ? 1 : 0)) * lanes;
 }
 
-// Whether the channels of an image lie next to each other (mirrors is_interleaved of
-// kernels/stage.h).
+// Whether the channels of an image, which needs no data yet, lie next to each other (mirrors
+// is_interleaved of kernels/stage.h).
 inline bool is_interleaved(const Image& image) {
-  return image.data && image.stride_c == 1 && image.c > 1 && image.h * image.w > 1;
+  return image.stride_c == 1 && image.c > 1 && image.h * image.w > 1;
 }
 
 // A run of images of a batch that are worked on alike: one by one, or `lanes` side by side.
@@ -82,12 +82,12 @@ inline std::vector<Part> parts_of(const Stack& stack, const Image& x, int64_t st
   return parts;
 }
 
-// Units that one item takes: of interleaved images those that share a vector of channels.
-inline int64_t units_per_item(const Image& x, const Image& y, int64_t units) {
-  if (!is_interleaved(x) && !is_interleaved(y)) return 1;
-  const int64_t lanes = kernels().vector_bytes / compute_size(x.dtype);
-  const int64_t channels = std::max<int64_t>(1, std::min(x.c, y.c));
-  return std::clamp<int64_t>(lanes * units / channels, 1, units);
+// Units that one item takes: of interleaved images, the narrower of `channels` channels, those that
+// share a vector of channels.
+inline int64_t units_per_item(bool interleaved, Scalar dtype, int64_t channels, int64_t units) {
+  if (!interleaved) return 1;
+  const int64_t lanes = kernels().vector_bytes / compute_size(dtype);
+  return std::clamp<int64_t>(lanes * units / std::max<int64_t>(1, channels), 1, units);
 }
 
 // The most channels that `group` neighbouring units, the first a multiple of `group`, have on side

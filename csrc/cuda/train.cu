@@ -73,8 +73,9 @@ class Norms {
 std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& gammas,
     const std::vector<Tensor>& betas, const std::optional<Tensor>& residual,
-    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, double eps,
+    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, double eps, bool recompute,
     const Text& activation, const Text& out_activation, const Text& residual_activation) {
+  STD_TORCH_CHECK(!recompute, "recompute is for the CPU: CUDA kernels keep what they made");
   const int depth = int(weights.size());
   const auto layer = conv_layer(units, depth);
   const Stack& stack = layer->stack;

@@ -184,7 +184,7 @@ class Runner {
     const auto residual = std::optional(image(test_.depth));
     const auto [y, pre_norms, stats] = call<Tensor, Tensors, Tensor>(
         "stacked_unit_conv2d_train", x, weights, gammas, betas, residual, test_.rows, test_.stride,
-        test_.dilation, 1e-5, activation, activation, relu);
+        test_.dilation, 1e-5, false, activation, activation, relu);
     check(y, test_.name, "the output in training");
     check(stats, test_.name, "the statistics");
     const auto [gx, gw, affine] = call<Tensor, Tensors, Tensor>(
