@@ -2,7 +2,7 @@
 
 A training step of each convolutional workload on the CPU, that output kept and made again by turns
 in one process, and the bytes that autograd keeps between forward and backward (inputs, outputs of
-levels, statistics, parameters). ``recomputes`` in bunit_kernels/backends/_compiled.py is the rule
+levels, statistics, parameters). ``Cpp.recomputes`` in bunit_kernels/backends/cpp.py is the rule
 that came of it.
 """
 
@@ -16,7 +16,7 @@ import torch
 from workloads import WORKLOADS, Case, make_case
 
 from bunit_kernels import backend
-from bunit_kernels.backends import _compiled
+from bunit_kernels.backends.cpp import Cpp
 
 WAYS = {"kept": False, "made again": True}
 
@@ -41,18 +41,18 @@ def kept_bytes(case: Case) -> int:
 
 
 def row(case: Case, rounds: int) -> str:
-    rule, times, kept = _compiled.recomputes, {way: [] for way in WAYS}, {}
+    rule, times, kept = Cpp.recomputes, {way: [] for way in WAYS}, {}
     try:
         for i in range(rounds + 1):
             for way in sorted(WAYS, reverse=i % 2 > 0):
-                _compiled.recomputes = lambda x, geometry, way=way: WAYS[way]
+                Cpp.recomputes = lambda self, x, geometry, way=way: WAYS[way]
                 times[way].append(step(case))
                 if way not in kept:
                     kept[way] = kept_bytes(case)
     finally:
-        _compiled.recomputes = rule
+        Cpp.recomputes = rule
     ms = [statistics.median(times[way][1:]) * 1e3 for way in WAYS]
-    chosen = "made again" if rule(case.x, case.layer.geometry) else "kept"
+    chosen = "made again" if rule(None, case.x, case.layer.geometry) else "kept"
     cells = [f"{t:8.2f} ms {kept[way] / 1e6:7.1f} MB" for t, way in zip(ms, WAYS, strict=True)]
     return "".join(f"{cell:>24}" for cell in cells) + f"{ms[0] / ms[1]:8.2f}   {chosen}"
 

@@ -8,22 +8,6 @@ from ..layout import ConvGeometry
 from ..ops import OPERATORS, call
 from .base import BatchStats
 
-#: Multiply-adds a value of the first level, of all units on average, up to which making it again on
-#: a CPU takes about as long as keeping it, or less: in NCHW and in channels_last.
-RECOMPUTED_TAPS = 18, 36
-
-
-def recomputes(x: Tensor, geometry: ConvGeometry) -> bool:
-    """Whether training makes the first level's output again instead of keeping it: on CPUs, where
-    that output is twice as large as the input or larger and quickly made. It halves what a layer of
-    2-4-2 units keeps. Measured by ``python bench/recompute.py``."""
-    if x.device.type != "cpu" or geometry.layout.depth == 1:
-        return False
-    first = geometry.layout.levels[0]
-    widens = first.out_channels >= 2 * first.in_channels * geometry.stride**2
-    most = RECOMPUTED_TAPS[x.stride(1) == 1 and not x.is_contiguous()]
-    return widens and sum(first.weight_sizes) <= most * first.out_channels
-
 
 class Compiled:
     """``ops`` is ``torch.ops``' namespace of the operators."""
@@ -58,10 +42,14 @@ class Compiled:
     def unit_conv2d_train(self, x, weights, gammas, betas, geometry, activations, eps, residual):
         out, stats = self._call(
             "stacked_unit_conv2d_train", x, weights, gammas, betas, residual, geometry.rows,
-            geometry.stride, geometry.dilation, eps, recomputes(x, geometry),
+            geometry.stride, geometry.dilation, eps, self.recomputes(x, geometry),
             activations.hidden, activations.out, activations.residual,
         )  # fmt: skip
         channels = [level.out_channels for level in geometry.layout.levels]
         mean, _, var = stats.detach()
         means, variances = mean.split(channels), var.split(channels)
         return out, list(map(BatchStats, means, variances))
+
+    def recomputes(self, x: Tensor, geometry: ConvGeometry) -> bool:
+        """Whether training makes the first level's output again instead of keeping it."""
+        return False
