@@ -11,8 +11,8 @@
 //
 // The sums of a unit's channels need that unit alone. So going back a thread takes a few units
 // through all levels: their gradients between levels are memory that is used again for the next
-// units and not a tensor more. (Forward all of it is kept anyway, and written fastest in the order
-// in which it lies: by unit a pass of 64 units 2-4-2, N=128, 32x32, took 75 instead of 56 ms.)
+// units and not a tensor more. (Forward, what is kept is written fastest in the order in which it
+// lies: by unit a pass of 64 units 2-4-2, N=128, 32x32, took 75 instead of 56 ms.)
 
 #include <torch/csrc/stable/library.h>
 
