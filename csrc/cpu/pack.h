@@ -12,7 +12,7 @@
 
 namespace bunit {
 
-constexpr int kChannelBlock = 4;  // kBlock of kernels/conv_core.h
+constexpr int kChannelBlock = 4;  // kBlock of kernels/conv_flat.h
 static_assert(kMaxDepth == kLevels);
 
 inline int64_t round_up(int64_t count, int64_t multiple) {

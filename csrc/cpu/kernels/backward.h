@@ -1,8 +1,9 @@
 // Gradients of one level: of its weights, of its input, and through the norms on both sides.
 #pragma once
 
-#include "conv_core.h"
+#include "conv_rows.h"
 #include "stage.h"
+#include "weight_grad.h"
 #include "weight_grad_wide.h"
 
 namespace bunit::BUNIT_ISA {

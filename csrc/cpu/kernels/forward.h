@@ -5,7 +5,7 @@
 // that the next step needs again, so that nothing is computed twice within a segment.
 #pragma once
 
-#include "conv_core.h"
+#include "conv_rows.h"
 #include "stage.h"
 
 namespace bunit::BUNIT_ISA {

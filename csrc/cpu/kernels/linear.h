@@ -7,7 +7,7 @@
 // Weights are broadcast from where they lie: tiny units are not worth packing.
 #pragma once
 
-#include "conv_core.h"
+#include "conv_flat.h"
 #include "stage.h"
 
 namespace bunit::BUNIT_ISA {

@@ -1,0 +1,222 @@
+// 3x3 convolutions of stride 1 on rows of a vector or more: a few rows one above the other, so that
+// each load is used for the three rows it serves. With AVX-512 rows are also read where an image
+// has them, without padding.
+#pragma once
+
+#include "conv_flat.h"
+
+namespace bunit::BUNIT_ISA {
+
+// Rows of one output vector each that conv_rows makes at a time, beside three weights a channel.
+constexpr int rows_of_strip(int channels) {
+  return BUNIT_REGISTERS == 32 ? (channels == 1   ? 8
+                                  : channels == 2 ? 8
+                                  : channels == 3 ? 6
+                                                  : 4)
+                               : (channels == 1   ? 6
+                                  : channels == 2 ? 4
+                                                  : 0);
+}
+
+// The rows that a strip reads, `row` elements apart in each plane: what lies beside an image that
+// has no padding is not read but zero. The first and the last row may lie elsewhere.
+template <class T>
+struct StripRows {
+  const T* in;
+  int64_t row, plane;
+  const T *first, *last;
+  int64_t first_plane, last_plane;
+  LaneBits lanes[3];  // by column of the kernel
+};
+
+// `Rows` rows of a vector of `Channels` output channels of a 3x3 convolution, stride 1. Of `Padded`
+// rows nothing lies elsewhere and all lanes are read, by loads that need not know.
+template <class T, int Channels, int Rows, bool Padded>
+struct RowStrip {
+  static void run(const StripRows<T>& rows, int c_in, const T* weights, const T* bias,
+                  Activation activation, bool around, T* out, int64_t out_plane, int64_t out_row) {
+    const T *in = rows.in, *first = rows.first, *last = rows.last;
+    const int64_t row = rows.row;
+    Vec<T> acc[Channels][Rows];
+#pragma GCC unroll 16
+    for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) acc[c][i] = bias ? splat<T>(bias[c]) : Vec<T>{};
+    }
+    for (int p = 0; p < c_in; ++p, weights += 9 * Channels) {
+      for (int kx = 0; kx < 3; ++kx) {
+        const LaneBits lanes = rows.lanes[kx];
+        Vec<T> w[3][Channels];
+#pragma GCC unroll 16
+        for (int ky = 0; ky < 3; ++ky) {
+#pragma GCC unroll 16
+          for (int c = 0; c < Channels; ++c) {
+            w[ky][c] = splat<T>(weights[(ky * 3 + kx) * Channels + c]);
+          }
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows + 2; ++i) {
+          const T* at = Padded || (i > 0 && i <= Rows) ? in + i * row : i == 0 ? first : last;
+          const Vec<T> x = Padded ? load(at + kx) : load_lanes(at + kx, lanes);
+#pragma GCC unroll 16
+          for (int ky = 0; ky < 3; ++ky) {
+            if (i - ky < 0 || i - ky >= Rows) continue;
+#pragma GCC unroll 16
+            for (int c = 0; c < Channels; ++c) acc[c][i - ky] += w[ky][c] * x;
+          }
+        }
+      }
+      in += rows.plane;
+      first += rows.first_plane;
+      last += rows.last_plane;
+    }
+    if (activation == Activation::relu) {
+#pragma GCC unroll 16
+      for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i) acc[c][i] = max0<T>(acc[c][i]);
+      }
+    }
+    if (around) {
+      finish(acc, out, out_plane, out_row, [](T* p, Vec<T> v) { store_around(p, v); });
+    } else {
+      finish(acc, out, out_plane, out_row, [](T* p, Vec<T> v) { store(p, v); });
+    }
+    switch (activation) {
+      case Activation::identity:
+      case Activation::relu:
+        return;
+      default:
+        for (int c = 0; c < Channels; ++c) {
+          for (int i = 0; i < Rows; ++i) {
+            activate_in_place(activation, out + c * out_plane + i * out_row, kLanes<T>);
+          }
+        }
+    }
+  }
+
+  template <class F>
+  static BUNIT_INLINE void finish(const Vec<T> (&acc)[Channels][Rows], T* out, int64_t out_plane,
+                                  int64_t out_row, F put) {
+#pragma GCC unroll 16
+    for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) {
+        put(out + c * out_plane + i * out_row, acc[c][i]);
+      }
+    }
+  }
+};
+
+template <class T>
+using RowStripFn = void (*)(const StripRows<T>&, int, const T*, const T*, Activation, bool, T*,
+                            int64_t, int64_t);
+
+template <class T, bool Padded, int Channels, class S>
+struct RowStrips {
+  static constexpr RowStripFn<T> table[] = {nullptr};
+};
+template <class T, bool Padded, int Channels, int First, int... I>
+struct RowStrips<T, Padded, Channels, Seq<First, I...>> {
+  static constexpr RowStripFn<T> table[] = {&RowStrip<T, Channels, First + 1, Padded>::run,
+                                            &RowStrip<T, Channels, I + 1, Padded>::run...};
+};
+
+template <class T, bool Padded>
+BUNIT_INLINE RowStripFn<T> row_strip(int channels, int rows) {
+  switch (channels) {
+    case 1:
+      return RowStrips<T, Padded, 1, typename MakeSeq<rows_of_strip(1)>::type>::table[rows - 1];
+    case 2:
+      return RowStrips<T, Padded, 2, typename MakeSeq<rows_of_strip(2)>::type>::table[rows - 1];
+    case 3:
+      return RowStrips<T, Padded, 3, typename MakeSeq<rows_of_strip(3)>::type>::table[rows - 1];
+    default:
+      return RowStrips<T, Padded, 4, typename MakeSeq<rows_of_strip(4)>::type>::table[rows - 1];
+  }
+}
+
+// Whether conv_rows serves: 3x3, stride and dilation 1 (told by `plain`), rows that fill their
+// vectors well enough, and registers for as many channels.
+template <class T>
+BUNIT_INLINE bool takes_rows(bool plain, int channels, int64_t width) {
+  const int64_t vectors = (width + kLanes<T> - 1) / kLanes<T>;
+  return plain && rows_of_strip(channels < kBlock ? channels : kBlock) > 0 && width >= kLanes<T> &&
+         width * 20 >= vectors * kLanes<T> * 17;
+}
+
+// Where conv_rows begins to read: row and column -1 of the outputs it makes, rows `row` elements
+// apart. Planes hold their padding; of an image that has none, what lies outside is not read.
+template <class T>
+struct RowsOf {
+  const T* in;
+  int64_t row, plane;
+  bool padded = true;
+  bool top = false, bottom = false;  // without padding: whether the image ends with the outputs
+};
+
+// Memory that will be read soon, asked for a few lines at a time between strips of arithmetic: then
+// it comes while they run.
+struct Soon {
+  const char* at = nullptr;
+  int64_t lines = 0;  // left to ask for
+  int64_t per_strip = 0;
+
+  BUNIT_INLINE void ask() {
+    const int64_t count = lines < per_strip ? lines : per_strip;
+    for (int64_t i = 0; i < count; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
+    at += 64 * count;
+    lines -= count;
+  }
+};
+
+// out[c][y][x] = activation(bias[c] + sum over c_in, ky, kx) for `rows` rows of `width` pixels;
+// only pixels are written.
+template <class T>
+void conv_rows(const RowsOf<T>& in, int c_in, const T* weights, const T* bias, int channels,
+               Activation activation, bool around, T* out, int64_t out_plane, int64_t out_row,
+               int64_t rows, int64_t width, Soon* soon) {
+  static const T zeros[kLanes<T> + 2] = {};
+  const int limit = rows_of_strip(channels < kBlock ? channels : kBlock);
+  const int64_t strips = (rows + limit - 1) / limit;
+  int64_t y = 0;
+  for (int64_t s = 0; s < strips; ++s) {
+    const int strip = int((rows - y) / (strips - s));
+    for (int64_t next = 0; next < width; next += kLanes<T>) {
+      // The last vector of a row begins where it ends with the row.
+      const int64_t x = next + kLanes<T> <= width ? next : width - kLanes<T>;
+      if (soon) soon->ask();
+      const T* at = in.in + y * in.row + x;
+      StripRows<T> strip_rows{at,
+                              in.row,
+                              in.plane,
+                              at,
+                              at + (strip + 1) * in.row,
+                              in.plane,
+                              in.plane,
+                              {kAllLanes, kAllLanes, kAllLanes}};
+      if (!in.padded) {
+        if (x == 0) strip_rows.lanes[0] = LaneBits(kAllLanes << 1);
+        if (x + kLanes<T> == width) strip_rows.lanes[2] = LaneBits((1 << (kLanes<T> - 1)) - 1);
+        if (in.top && y == 0) {
+          strip_rows.first = zeros;
+          strip_rows.first_plane = 0;
+        }
+        if (in.bottom && y + strip == rows) {
+          strip_rows.last = zeros;
+          strip_rows.last_plane = 0;
+        }
+      }
+      for (int c = 0; c < channels; c += kBlock) {
+        const int block = channels - c < kBlock ? channels - c : kBlock;
+        const auto run =
+            in.padded ? row_strip<T, true>(block, strip) : row_strip<T, !kLoadsLanes>(block, strip);
+        run(strip_rows, c_in, weights + int64_t(c) * 9 * c_in, bias ? bias + c : nullptr,
+            activation, around, out + c * out_plane + y * out_row + x, out_plane, out_row);
+      }
+    }
+    y += strip;
+  }
+}
+
+}  // namespace bunit::BUNIT_ISA
