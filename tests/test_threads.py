@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import multiprocessing
 import os
 import socket
@@ -186,14 +187,19 @@ def _train_in_a_group(rank, port, layer, images, results):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     try:
-        model = nn.parallel.DistributedDataParallel(layer)
-        for _ in range(2):
-            model.zero_grad()
-            model(images[rank::2]).square().mean().backward()
+        _train_twice(layer, images[rank::2])
+        gc.collect()  # what holds the group must go before it, or gloo ends the process
         results.put([p.grad.tolist() for p in layer.parameters()])
         torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _train_twice(layer, images):
+    model = nn.parallel.DistributedDataParallel(layer)
+    for _ in range(2):
+        model.zero_grad()
+        model(images).square().mean().backward()
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ from ._compiled import Compiled
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 #: Multiply-adds a value of the first level, of all units on average, up to which making it again
-#: takes about as long as keeping it, or less: in NCHW and in channels_last.
-RECOMPUTED_TAPS = 18, 36
+#: takes about as long as keeping it, or less.
+RECOMPUTED_TAPS = 18
+RECOMPUTED_TAPS_CHANNELS_LAST = 36
 
 
 class Cpp(Compiled):
@@ -39,5 +40,7 @@ class Cpp(Compiled):
             return False
         first = geometry.layout.levels[0]
         widens = first.out_channels >= 2 * first.in_channels * geometry.stride**2
-        most = RECOMPUTED_TAPS[x.stride(1) == 1 and not x.is_contiguous()]
+        most = RECOMPUTED_TAPS
+        if x.stride(1) == 1 and not x.is_contiguous():
+            most = RECOMPUTED_TAPS_CHANNELS_LAST
         return widens and sum(first.weight_sizes) <= most * first.out_channels
