@@ -188,7 +188,7 @@ def _train_in_a_group(rank, port, layer, images, results):
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     try:
         _train_twice(layer, images[rank::2])
-        gc.collect()  # what holds the group must go before it, or gloo ends the process
+        gc.collect()  # nothing that holds the group may outlive it
         results.put([p.grad.tolist() for p in layer.parameters()])
         torch.distributed.barrier()
     finally:
