@@ -53,16 +53,8 @@ def conv_arguments(name, case, t, recompute=None):
             return (x, t["weights"], t["biases"], residual, *config, *end)
         case "stacked_unit_conv2d_train":
             return (
-                x,
-                t["weights"],
-                t["gammas"],
-                t["betas"],
-                residual,
-                *config,
-                1e-5,
-                recompute,
-                *end,
-            )
+                x, t["weights"], t["gammas"], t["betas"], residual, *config, 1e-5, recompute, *end,
+            )  # fmt: skip
     forward = conv_arguments("stacked_unit_conv2d_train", case, t, recompute)
     _, pre_norms, stats = ops.stacked_unit_conv2d_train(*forward)
     return (grad, x, t["weights"], t["gammas"], t["betas"], pre_norms, stats, *config, *names)

@@ -215,17 +215,18 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
                       gradient.scalar_type() == given_pre_norms.back().scalar_type(),
                   "the gradient does not fit the last level's output");
   const bool channels_last = output_is_channels_last(given_pre_norms.back());
-  const Stack first_level = level_stack(units, depth, 0);
+  std::deque<Stack> levels;
+  for (int l = 0; l < depth; ++l) levels.push_back(level_stack(units, depth, l));
   std::optional<ForwardPlan> again;  // of the first level, where its output was not kept
   if (depth > 1 && given_pre_norms[0].dim() == 1 && given_pre_norms[0].numel() == 0) {
-    again.emplace(first_level, image_of(x), std::vector<Tensor>{weights[0]}, std::vector<Tensor>{},
+    again.emplace(levels[0], image_of(x), std::vector<Tensor>{weights[0]}, std::vector<Tensor>{},
                   ConvOptions{.stride = stride, .dilation = dilation, .pass = Pass::with_norms});
   }
   std::vector<Tensor> pre_norms;  // as train() made them, whatever became of their strides
   std::vector<Image> zs;
   for (const Tensor& z : given_pre_norms) {
     if (again && zs.empty()) {
-      zs.push_back(dense_image(dtype, x.size(0), first_level.channels[1], again->out_h(),
+      zs.push_back(dense_image(dtype, x.size(0), levels[0].channels[1], again->out_h(),
                                again->out_w(), channels_last));
     } else {
       pre_norms.push_back(contiguous_like(z, channels_last));
@@ -233,7 +234,6 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     }
   }
   const Values<double> stat_values(stats);
-  std::deque<Stack> levels;
   std::deque<LevelNorm> norms;
   std::deque<ChannelRows> means;  // of g and of g * zhat, over a channel's values
   std::deque<BackwardPlan> plans;
@@ -243,7 +243,6 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   int64_t step = 1;
   for (int l = 0; l < depth; ++l) {
     const size_t i = size_t(l);
-    levels.push_back(level_stack(units, depth, l));
     norms.emplace_back(gammas[i], betas[i], dtype);
     means.emplace_back(2, size_t(levels[i].channels[1]), dtype);
     for (int64_t c = 0; c < levels[i].channels[1]; ++c) {
@@ -288,8 +287,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     std::optional<ImageOf> between;  // the gradient on its way from level to level
     std::optional<ImageOf> first;    // the first level's output, made again
     if (again) {
-      first.emplace(pool, zs[0], first_level.first_channel(1, own.first),
-                    first_level.first_channel(1, own.last), channels_last);
+      first.emplace(pool, zs[0], levels[0].first_channel(1, own.first),
+                    levels[0].first_channel(1, own.last), channels_last);
       again->run(own, image_of(x), first->image(), {}, {}, Activation::identity, nullptr);
     }
     const auto z_of = [&](int l) { return l == 0 && first ? first->image() : zs[size_t(l)]; };
