@@ -4,6 +4,7 @@
 #include "conv_rows.h"
 #include "stage.h"
 #include "weight_grad.h"
+#include "weight_grad_rows.h"
 #include "weight_grad_wide.h"
 
 namespace bunit::BUNIT_ISA {
@@ -82,6 +83,11 @@ struct LevelBackward {
       return WideWeightGrad<T>{own, inputs, kind, rows, call.grad.w}.run(
           outs + kind.c_in * kind.out_plane, out);
     }
+    if (rows > 1 && takes_weight_rows()) {
+      const WeightGradRows<T> sums{own,  kind.grad_plane,     inputs, kind.x_plane, kind.row,
+                                   rows, call.grad.w * lanes, lanes};
+      return sums.run(kind.c_out, kind.c_in, out);
+    }
     const auto* mask = static_cast<const typename VecOf<T>::Int*>(kind.mask);
     const WeightGrad<T> sums{own,  kind.grad_plane, inputs, kind.x_offsets, kind.taps,
                              mask, kind.row};
@@ -91,6 +97,8 @@ struct LevelBackward {
       sums.run(kind.c_out, 1, (rows - 1) * kind.row + call.grad.w, out);
     }
   }
+
+  bool takes_weight_rows() const { return kind.plain && (lanes > 1 || fills_rows<T>(call.grad.w)); }
 
   void load_grads(int64_t n, int64_t y0, int64_t end) {
     const PlaneMap map{kind.row, kind.grad_plane, lanes, 1, kind.reach, 1};

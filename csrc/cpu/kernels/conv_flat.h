@@ -44,15 +44,9 @@ struct ConvStrip {
     }
     for (int t = 0; t < taps; ++t) {
       const T* source = in + offsets[t];
-      Vec<T> w[Channels];
-#pragma GCC unroll 16
-      for (int c = 0; c < Channels; ++c) w[c] = splat<T>(weights[t * Channels + c]);
-#pragma GCC unroll 16
-      for (int i = 0; i < Strip; ++i) {
-        const Vec<T> x = load(source + i * kLanes<T>);
-#pragma GCC unroll 16
-        for (int c = 0; c < Channels; ++c) acc[c][i] += w[c] * x;
-      }
+      const auto pixels = [&](int i) BUNIT_ALWAYS { return load(source + i * kLanes<T>); };
+      const auto weight = [&](int c) BUNIT_ALWAYS { return splat<T>(weights[t * Channels + c]); };
+      add_outer(weight, pixels, acc);
     }
     switch (activation) {
       case Activation::identity:

@@ -136,13 +136,18 @@ BUNIT_INLINE RowStripFn<T> row_strip(int channels, int rows) {
   }
 }
 
-// Whether conv_rows serves: 3x3, stride and dilation 1 (told by `plain`), rows that fill their
-// vectors well enough, and registers for as many channels.
+// Whether rows fill their vectors well enough to be taken one by one.
+template <class T>
+BUNIT_INLINE bool fills_rows(int64_t width) {
+  const int64_t vectors = (width + kLanes<T> - 1) / kLanes<T>;
+  return width >= kLanes<T> && width * 20 >= vectors * kLanes<T> * 17;
+}
+
+// Whether conv_rows serves: 3x3, stride and dilation 1 (told by `plain`), such rows, and registers
+// for as many channels.
 template <class T>
 BUNIT_INLINE bool takes_rows(bool plain, int channels, int64_t width) {
-  const int64_t vectors = (width + kLanes<T> - 1) / kLanes<T>;
-  return plain && rows_of_strip(channels < kBlock ? channels : kBlock) > 0 && width >= kLanes<T> &&
-         width * 20 >= vectors * kLanes<T> * 17;
+  return plain && rows_of_strip(channels < kBlock ? channels : kBlock) > 0 && fills_rows<T>(width);
 }
 
 // Where conv_rows begins to read: row and column -1 of the outputs it makes, rows `row` elements

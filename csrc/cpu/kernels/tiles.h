@@ -29,15 +29,8 @@ template <int Rows, int Vectors, class T>
 BUNIT_INLINE void add_products(const T* a, int64_t a_row, int64_t a_step, const T* b,
                                int64_t b_step, int64_t taps, Vec<T> (&acc)[Rows][Vectors]) {
   for (int64_t t = 0; t < taps; ++t, a += a_step, b += b_step) {
-    Vec<T> w[Vectors];
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) w[v] = load(b + v * kLanes<T>);
-#pragma GCC unroll 16
-    for (int m = 0; m < Rows; ++m) {
-      const Vec<T> value = splat<T>(a[m * a_row]);
-#pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) acc[m][v] += value * w[v];
-    }
+    add_outer([&](int m) BUNIT_ALWAYS { return splat<T>(a[m * a_row]); },
+              [&](int v) BUNIT_ALWAYS { return load(b + v * kLanes<T>); }, acc);
   }
 }
 

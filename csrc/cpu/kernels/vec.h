@@ -103,6 +103,34 @@ BUNIT_INLINE T sum(Vec<T> v) {
   return lanes[0];
 }
 
+// acc[i][j] += a(i) * b(j). The fewer of the two stay in registers and the others come one by one:
+// one register more and a sum would be on the stack, each addition waiting for the last one's
+// store.
+template <class V, int A, int B, class LoadA, class LoadB>
+BUNIT_INLINE void add_outer(LoadA a, LoadB b, V (&acc)[A][B]) {
+  if constexpr (A <= B) {
+    V kept[A];
+#pragma GCC unroll 16
+    for (int i = 0; i < A; ++i) kept[i] = a(i);
+#pragma GCC unroll 16
+    for (int j = 0; j < B; ++j) {
+      const V v = b(j);
+#pragma GCC unroll 16
+      for (int i = 0; i < A; ++i) acc[i][j] += kept[i] * v;
+    }
+  } else {
+    V kept[B];
+#pragma GCC unroll 16
+    for (int j = 0; j < B; ++j) kept[j] = b(j);
+#pragma GCC unroll 16
+    for (int i = 0; i < A; ++i) {
+      const V v = a(i);
+#pragma GCC unroll 16
+      for (int j = 0; j < B; ++j) acc[i][j] += v * kept[j];
+    }
+  }
+}
+
 // v[i] lane j becomes v[j] lane i.
 template <class T>
 BUNIT_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
@@ -175,11 +203,20 @@ BUNIT_INLINE void sum_each(const Vec<T>* v, int n, T* out) {
   }
 }
 
-// A comparison is written so that NaN takes the branch that returns it.
+// A comparison is written so that NaN takes the branch that returns it, as the instruction does of
+// its second operand. (A comparison with zero GCC makes two instructions of.)
 template <class T>
 BUNIT_INLINE Vec<T> max0(Vec<T> x) {
   const Vec<T> zero{};
-  return x < zero ? zero : x;
+#if BUNIT_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_max_pd((__m512d)zero, (__m512d)x);
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_max_ps((__m512)zero, (__m512)x);
+#elif BUNIT_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm256_max_pd((__m256d)zero, (__m256d)x);
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_max_ps((__m256)zero, (__m256)x);
+#else
+  return zero > x ? zero : x;
+#endif
 }
 template <class T>
 BUNIT_INLINE Vec<T> min6(Vec<T> x) {

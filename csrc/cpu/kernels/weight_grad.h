@@ -80,15 +80,8 @@ struct WeightGrad {
 #pragma GCC unroll 16
     for (int t = 0; t < Taps; ++t) sources[t] = in + offsets[first + t];
     const auto add = [&](int64_t p, auto value) BUNIT_ALWAYS {
-      Vec<T> v[Channels];
-#pragma GCC unroll 16
-      for (int c = 0; c < Channels; ++c) v[c] = value(g + c * grad_plane + p);
-#pragma GCC unroll 16
-      for (int t = 0; t < Taps; ++t) {
-        const Vec<T> x = value(sources[t] + p);
-#pragma GCC unroll 16
-        for (int c = 0; c < Channels; ++c) acc[c][t] += v[c] * x;
-      }
+      add_outer([&](int c) BUNIT_ALWAYS { return value(g + c * grad_plane + p); },
+                [&](int t) BUNIT_ALWAYS { return value(sources[t] + p); }, acc);
     };
     for (int64_t r = 0; r < rows; ++r) {
       int64_t p = r * row;
