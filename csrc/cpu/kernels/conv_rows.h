@@ -13,7 +13,7 @@ constexpr int rows_of_strip(int channels) {
                                   : channels == 2 ? 8
                                   : channels == 3 ? 6
                                                   : 4)
-                               : (channels == 1   ? 6
+                               : (channels == 1   ? 10
                                   : channels == 2 ? 4
                                                   : 0);
 }
