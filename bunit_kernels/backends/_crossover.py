@@ -2,9 +2,10 @@
 
 CPU: the width of units (``StackLayout.width``) from which PyTorch's convolutions are at least as
 fast; its products of linear units are at no width (up to 64). Measured with
-``python bench/crossover.py``, torch 2.13.0 (CPU build), float32, on two otherwise idle cores of an
-Intel Xeon (AVX-512 and AMX, a virtual machine), 2026-11-26; linear units on those of an AMD EPYC
-(Zen 4, a virtual machine), 2026-11-27, where convolutions came out alike.
+``python bench/crossover.py``, torch 2.13.0 (CPU build), float32, on two otherwise idle cores of
+virtual machines: with AVX-512 an Intel Xeon (with AMX too), 2026-11-26, and an AMD EPYC (Zen 4),
+2026-11-27, where convolutions came out alike; with AVX2 an AMD EPYC (Zen 3), 2026-11-27.
+Processors with less than that, and others than x86, are taken to be like the last.
 
 CUDA: one width, by arithmetic and not measured: our kernels run on the plain FMA units, and a
 convolution on tensor cores pays once its tiles of 16 channels are full. Triton's kernels for such
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..layout import ConvGeometry, StackLayout
+from ..ops import CPU_MISSING
 
 NEVER = 1 << 30
 SHORT = 16  # pixels a row
@@ -32,7 +34,7 @@ class FromWidth(NamedTuple):
 
 
 #: (operation, whether a gradient may follow, whether channels_last) -> width
-CONVOLUTIONS = {
+WITH_AVX512 = {
     ("conv2d", False, False): FromWidth(NEVER, 64),
     ("conv2d", False, True): FromWidth(16, 16),
     ("conv2d", True, False): FromWidth(16, 8),
@@ -44,6 +46,20 @@ CONVOLUTIONS = {
     ("unit_conv2d_train", True, False): FromWidth(48, 32),
     ("unit_conv2d_train", True, True): FromWidth(16, 16),
 }
+WITH_AVX2 = {
+    ("conv2d", False, False): FromWidth(NEVER, NEVER),
+    ("conv2d", False, True): FromWidth(64, 64),
+    ("conv2d", True, False): FromWidth(32, 32),
+    ("conv2d", True, True): FromWidth(32, 32),
+    ("unit_conv2d", False, False): FromWidth(NEVER, NEVER),
+    ("unit_conv2d", False, True): FromWidth(64, NEVER),
+    ("unit_conv2d", True, False): FromWidth(32, 16),
+    ("unit_conv2d", True, True): FromWidth(64, 32),
+    ("unit_conv2d_train", True, False): FromWidth(64, NEVER),
+    ("unit_conv2d_train", True, True): FromWidth(64, 32),
+}
+HAS_AVX512 = CPU_MISSING is None and torch.ops.bunit_kernels.cpu_isa() == "avx512"
+CONVOLUTIONS = WITH_AVX512 if HAS_AVX512 else WITH_AVX2
 CUDA_FROM_WIDTH = 16
 
 
