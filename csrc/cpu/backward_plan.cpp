@@ -94,8 +94,9 @@ int64_t BackwardPlan::stage_bytes(int64_t lanes, int64_t segments) const {
   const int64_t below = std::max<int64_t>(0, (x_.h - 1 + pad_) / stride_ + 1 - grad_.h);
   const int64_t in_rows = std::min(x_.h, (rows + below + reach_ + 2) * stride_ + pad_);
   const int64_t out_rows = std::min(grad_.h, rows + below + 2 * reach_);
-  const int64_t pixels = 2 * group_in_ * in_rows * x_.w + 2 * group_out_ * out_rows * grad_.w;
-  return (pixels * lanes + 4 * 64) * compute_size(x_.dtype);
+  const int64_t in = group_in_ * (in_rows * x_.w * lanes + kPlaneGap);
+  const int64_t out = group_out_ * (out_rows * grad_.w * lanes + kPlaneGap);
+  return (2 * in + 2 * out + 4 * 64) * compute_size(x_.dtype);
 }
 
 void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, PartPlan& plan) {

@@ -135,8 +135,8 @@ void ForwardPlan::set_step(Kind& kind, int64_t in_w, int64_t lanes) const {
   }
   if (lanes > 1) {  // staging
     const Level &head = kind.levels[0], &tail = kind.levels[stack_.depth - 1];
-    kind.scratch += std::max(head.c_in * head.rows * options_.stride * in_w * lanes,
-                             tail.c_out * kind.step * tail.out_w * lanes);
+    kind.scratch += std::max(head.c_in * (head.rows * options_.stride * in_w * lanes + kPlaneGap),
+                             tail.c_out * (kind.step * tail.out_w * lanes + kPlaneGap));
   }
 }
 
@@ -144,9 +144,10 @@ void ForwardPlan::set_step(Kind& kind, int64_t in_w, int64_t lanes) const {
 int64_t ForwardPlan::stage_bytes(const ForwardCall& call, int64_t group, int64_t segments) const {
   const int64_t rows = (call.y.h + segments - 1) / segments;
   const int64_t in_rows = std::min(call.x.h, (rows + reach_ + 1) * options_.stride);
-  const int64_t in = group_channels(stack_, 0, group) * in_rows * call.x.w * call.lanes + 64;
-  const int64_t out =
-      group_channels(stack_, stack_.depth, group) * rows * call.y.w * call.lanes + 64;
+  const int64_t in_plane = in_rows * call.x.w * call.lanes + kPlaneGap;
+  const int64_t out_plane = rows * call.y.w * call.lanes + kPlaneGap;
+  const int64_t in = group_channels(stack_, 0, group) * in_plane + 64;
+  const int64_t out = group_channels(stack_, stack_.depth, group) * out_plane + 64;
   const int64_t elements = (is_interleaved(call.x) ? in : 0) + (is_interleaved(call.y) ? out : 0) +
                            (is_interleaved(call.residual) ? out : 0);
   return elements * compute_size(dtype_);

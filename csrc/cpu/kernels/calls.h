@@ -25,6 +25,10 @@ struct Image {
   int64_t ahead = 0;  // bytes from a pixel to one that will be read soon, if not 0
 };
 
+// Elements between the planes that stand in for an image: planes of whole pages, one after the
+// other, would evict one another from the first-level cache.
+constexpr int64_t kPlaneGap = 16;
+
 // Normalisation of one level's channels: (z - mean) * scale + shift. Arrays of T, a value a
 // channel.
 struct Norm {

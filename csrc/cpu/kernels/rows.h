@@ -17,9 +17,7 @@ struct LoadFirst {
   int64_t count;
   template <class T>
   BUNIT_INLINE Vec<T> operator()(const T* p) const {
-    T lanes[kLanes<T>] = {};
-    for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
-    return load(lanes);
+    return load_first(p, count);
   }
 };
 
@@ -31,9 +29,7 @@ BUNIT_INLINE void map_row(int64_t n, T* target, F value) {
   for (; i + kLanes<T> <= n; i += kLanes<T>) store(target + i, value(LoadWhole{}, i));
   if (i == n) return;
   if (i > 0) return store(target + n - kLanes<T>, value(LoadWhole{}, n - kLanes<T>));
-  T lanes[kLanes<T>];
-  store(lanes, value(LoadFirst{n}, int64_t(0)));
-  for (; i < n; ++i) target[i] = lanes[i];
+  store_first(target, value(LoadFirst{n}, int64_t(0)), n);
 }
 
 // Calls use(f), f(v) being the activation of a vector; those of most layers are told the compiler.

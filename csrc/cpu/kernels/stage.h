@@ -34,13 +34,15 @@ struct Block {
   int64_t offset, step, stride;
   int64_t count;  // at most kN
 
-  BUNIT_INLINE bool is_whole() const {
+  // Whether rows are vectors of T, or the first lanes of one.
+  BUNIT_INLINE bool is_plain() const {
     constexpr Scalar own = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
-    return image.dtype == own && stride == 1 && count == kN;
+    return image.dtype == own && stride == 1;
   }
 
   BUNIT_INLINE void read(T* planes, int64_t plane) const {
-    if (!is_whole()) return read_part(planes, plane);
+    if (!is_plain()) return read_converted(planes, plane);
+    if (count < kN) return read_part(planes, plane);
     const T* source = static_cast<const T*>(image.data) + offset;
     Vec<T> rows[kN];
 #pragma GCC unroll 16
@@ -56,6 +58,15 @@ struct Block {
   }
 
   __attribute__((noinline)) void read_part(T* planes, int64_t plane) const {
+    const T* source = static_cast<const T*>(image.data) + offset;
+    Vec<T> rows[kN];
+#pragma GCC unroll 16
+    for (int i = 0; i < kN; ++i) rows[i] = load_first(source + i * step, count);
+    transpose<T>(rows);
+    store_planes(rows, planes, plane);
+  }
+
+  __attribute__((noinline)) void read_converted(T* planes, int64_t plane) const {
     Vec<T> rows[kN];
     const int64_t few = at_most(count, kN);  // as it is; told to the compiler
     for (int i = 0; i < kN; ++i) {
@@ -64,11 +75,19 @@ struct Block {
       rows[i] = load(lanes);
     }
     transpose<T>(rows);
-    for (int64_t i = 0; i < count; ++i) store(planes + i * plane, rows[i]);
+    store_planes(rows, planes, plane);
+  }
+
+  BUNIT_INLINE void store_planes(const Vec<T> (&rows)[kN], T* planes, int64_t plane) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kN; ++i) {  // told which, the compiler keeps them in registers
+      if (i < count) store(planes + i * plane, rows[i]);
+    }
   }
 
   BUNIT_INLINE void write(const T* planes, int64_t plane, bool around) const {
-    if (!is_whole()) return write_part(planes, plane);
+    if (!is_plain()) return write_converted(planes, plane);
+    if (count < kN) return write_part(planes, plane);
     T* target = static_cast<T*>(const_cast<void*>(image.data)) + offset;
     Vec<T> rows[kN];
 #pragma GCC unroll 16
@@ -85,9 +104,23 @@ struct Block {
     }
   }
 
+  BUNIT_INLINE void load_planes(Vec<T> (&rows)[kN], const T* planes, int64_t plane) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kN; ++i) rows[i] = i < count ? load(planes + i * plane) : Vec<T>{};
+  }
+
   __attribute__((noinline)) void write_part(const T* planes, int64_t plane) const {
-    Vec<T> rows[kN] = {};
-    for (int64_t i = 0; i < count; ++i) rows[i] = load(planes + i * plane);
+    T* target = static_cast<T*>(const_cast<void*>(image.data)) + offset;
+    Vec<T> rows[kN];
+    load_planes(rows, planes, plane);
+    transpose<T>(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kN; ++i) store_first(target + i * step, rows[i], count);
+  }
+
+  __attribute__((noinline)) void write_converted(const T* planes, int64_t plane) const {
+    Vec<T> rows[kN];
+    load_planes(rows, planes, plane);
     transpose<T>(rows);
     const int64_t few = at_most(count, kN);  // as it is; told to the compiler
     for (int i = 0; i < kN; ++i) {
@@ -103,13 +136,16 @@ template <class T>
 void to_planes(const Image& image, int64_t offset, int64_t step, int64_t pixels, int64_t channels,
                T* planes, int64_t plane) {
   constexpr int kN = kLanes<T>;
-  for (int64_t c = 0; c < channels; c += kN) {
-    const int64_t width = at_most(kN, channels - c);
-    int64_t p = 0;
-    for (; p + kN <= pixels; p += kN) {
-      Block<T>{image, offset + p * step + c, step, 1, width}.read(planes + c * plane + p, plane);
+  int64_t p = 0;
+  for (; p + kN <= pixels; p += kN) {
+    for (int64_t c = 0; c < channels; c += kN) {  // a cache line may hold several vectors
+      Block<T>{image, offset + p * step + c, step, 1, at_most(kN, channels - c)}.read(
+          planes + c * plane + p, plane);
     }
-    for (; p < pixels; ++p) {
+  }
+  for (; p < pixels; ++p) {
+    for (int64_t c = 0; c < channels; c += kN) {
+      const int64_t width = at_most(kN, channels - c);
       T lanes[kN];
       read_row(image, offset + p * step + c, 1, lanes, width);
       for (int64_t i = 0; i < width; ++i) planes[(c + i) * plane + p] = lanes[i];
@@ -121,14 +157,16 @@ template <class T>
 void from_planes(const Image& image, int64_t offset, int64_t step, int64_t pixels, int64_t channels,
                  const T* planes, int64_t plane, bool around = false) {
   constexpr int kN = kLanes<T>;
-  for (int64_t c = 0; c < channels; c += kN) {
-    const int64_t width = at_most(kN, channels - c);
-    int64_t p = 0;
-    for (; p + kN <= pixels; p += kN) {
-      Block<T>{image, offset + p * step + c, step, 1, width}.write(planes + c * plane + p, plane,
-                                                                   around);
+  int64_t p = 0;
+  for (; p + kN <= pixels; p += kN) {
+    for (int64_t c = 0; c < channels; c += kN) {
+      Block<T>{image, offset + p * step + c, step, 1, at_most(kN, channels - c)}.write(
+          planes + c * plane + p, plane, around);
     }
-    for (; p < pixels; ++p) {
+  }
+  for (; p < pixels; ++p) {
+    for (int64_t c = 0; c < channels; c += kN) {
+      const int64_t width = at_most(kN, channels - c);
       T lanes[kN];
       for (int64_t i = 0; i < width; ++i) lanes[i] = planes[(c + i) * plane + p];
       write_row(image, offset + p * step + c, 1, lanes, width);
@@ -183,7 +221,7 @@ void from_lanes(const Image& image, int64_t offset, int64_t pixels, int64_t chan
 struct Region {
   int64_t c0, c1, y0, y1, lanes;
 
-  int64_t plane(const Image& image) const { return (y1 - y0) * image.w * lanes; }
+  int64_t plane(const Image& image) const { return (y1 - y0) * image.w * lanes + kPlaneGap; }
   int64_t size(const Image& image) const { return (c1 - c0) * plane(image) + 64; }
 };
 

@@ -93,6 +93,45 @@ BUNIT_INLINE Mask<T> first_lanes(int64_t n) {
   for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
   return lane < typename VecOf<T>::Int(n < kLanes<T> ? n : kLanes<T>) - Mask<T>{};
 }
+// The first `n` lanes, fewer than all; the others are neither read, and zero, nor written.
+template <class T>
+BUNIT_INLINE Vec<T> load_first(const T* p, int64_t n) {
+#if BUNIT_VECTOR_BYTES == 64
+  return load_lanes(p, LaneBits((1 << n) - 1));
+#elif BUNIT_VECTOR_BYTES == 32
+  const auto lanes = (__m256i)first_lanes<T>(n);
+  if constexpr (sizeof(T) == 8) {
+    return (Vec<T>)_mm256_maskload_pd(p, lanes);
+  } else {
+    return (Vec<T>)_mm256_maskload_ps(p, lanes);
+  }
+#else
+  T lanes[kLanes<T>] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+#endif
+}
+template <class T>
+BUNIT_INLINE void store_first(T* p, Vec<T> v, int64_t n) {
+#if BUNIT_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8) {
+    _mm512_mask_storeu_pd(p, __mmask8((1 << n) - 1), (__m512d)v);
+  } else {
+    _mm512_mask_storeu_ps(p, __mmask16((1 << n) - 1), (__m512)v);
+  }
+#elif BUNIT_VECTOR_BYTES == 32
+  const auto lanes = (__m256i)first_lanes<T>(n);
+  if constexpr (sizeof(T) == 8) {
+    _mm256_maskstore_pd(p, lanes, (__m256d)v);
+  } else {
+    _mm256_maskstore_ps(p, lanes, (__m256)v);
+  }
+#else
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+#endif
+}
 template <class T>
 BUNIT_INLINE T sum(Vec<T> v) {
   T lanes[kLanes<T>];
