@@ -25,6 +25,7 @@ from reference_runs import (
 from tolerance import kinds
 
 from bunit_kernels import StackedConv2d, UnitSpec
+from bunit_kernels.backends import get_backend
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -174,11 +175,15 @@ def test_constant_channels_have_no_variance(level, every_backend, seed):
     with torch.no_grad():
         y, stats = unit_conv2d_train_with_stats(case, t)
     # A mean that is off by an ulp is divided by sqrt(1e-5), the epsilon alone.
-    mean = stats[0].mean
-    allowed = 4 * EPS * (mean.abs() / 1e-5**0.5 * t["gammas"][0].abs() + t["betas"][0].abs())
+    size = stats[0].mean.abs()
+    if get_backend() == "torch":
+        # Its convolutions may sum pixels near an edge in another order (seen with AVX2), and then a
+        # channel is constant but for the rounding of its summands.
+        size = level * t["weights"][0].abs().view(size.numel(), -1).sum(1)
+    allowed = 4 * EPS * (size / 1e-5**0.5 * t["gammas"][0].abs() + t["betas"][0].abs())
     error = (y - t["betas"][0].view(1, -1, 1, 1)).abs().amax((0, 2, 3))
     assert (error <= allowed + EPS).all()
-    assert (stats[0].var <= (4 * EPS * mean) ** 2 + 1e-12).all()
+    assert (stats[0].var <= (4 * EPS * size) ** 2 + 1e-12).all()
 
 
 @pytest.mark.parametrize("name", ["uniform", "hybrid", "stride"])

@@ -47,18 +47,22 @@ struct Block {
     Vec<T> rows[kN];
 #pragma GCC unroll 16
     for (int i = 0; i < kN; ++i) rows[i] = load(source + i * step);
-    if (image.ahead) {
-      const char* soon = reinterpret_cast<const char*>(source) + image.ahead;
-#pragma GCC unroll 16
-      for (int i = 0; i < kN; ++i) __builtin_prefetch(soon + i * step * int64_t(sizeof(T)), 0, 2);
-    }
+    ask_for_next(source);
     transpose<T>(rows);
 #pragma GCC unroll 16
     for (int i = 0; i < kN; ++i) store(planes + i * plane, rows[i]);
   }
 
+  BUNIT_INLINE void ask_for_next(const T* source) const {
+    if (image.ahead == 0) return;
+    const char* soon = reinterpret_cast<const char*>(source) + image.ahead;
+#pragma GCC unroll 16
+    for (int i = 0; i < kN; ++i) __builtin_prefetch(soon + i * step * int64_t(sizeof(T)), 0, 2);
+  }
+
   __attribute__((noinline)) void read_part(T* planes, int64_t plane) const {
     const T* source = static_cast<const T*>(image.data) + offset;
+    ask_for_next(source);
     Vec<T> rows[kN];
 #pragma GCC unroll 16
     for (int i = 0; i < kN; ++i) rows[i] = load_first(source + i * step, count);
