@@ -247,12 +247,18 @@ BUNIT_INLINE void sum_each(const Vec<T>* v, int n, T* out) {
 template <class T>
 BUNIT_INLINE Vec<T> max0(Vec<T> x) {
   const Vec<T> zero{};
-#if BUNIT_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_max_pd((__m512d)zero, (__m512d)x);
-  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_max_ps((__m512)zero, (__m512)x);
+#if BUNIT_VECTOR_BYTES == 64  // as masked, or GCC 12 warns of its own header
+  if constexpr (sizeof(T) == 8) {
+    return (Vec<T>)_mm512_maskz_max_pd(__mmask8(kAllLanes), (__m512d)zero, (__m512d)x);
+  } else {
+    return (Vec<T>)_mm512_maskz_max_ps(kAllLanes, (__m512)zero, (__m512)x);
+  }
 #elif BUNIT_VECTOR_BYTES == 32
-  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm256_max_pd((__m256d)zero, (__m256d)x);
-  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_max_ps((__m256)zero, (__m256)x);
+  if constexpr (sizeof(T) == 8) {
+    return (Vec<T>)_mm256_max_pd((__m256d)zero, (__m256d)x);
+  } else {
+    return (Vec<T>)_mm256_max_ps((__m256)zero, (__m256)x);
+  }
 #else
   return zero > x ? zero : x;
 #endif
