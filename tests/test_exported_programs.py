@@ -61,7 +61,9 @@ if load == "export":
 else:
     run = torch._inductor.aoti_load_package(program)
 with torch.no_grad():
-    assert torch.equal(run(x), expected)
+    actual = run(x)
+# The dense convolution before our layer may be summed in another order by a compiled program.
+torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 assert not any(name.startswith("bunit") for name in sys.modules)
 """
 
