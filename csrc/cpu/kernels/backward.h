@@ -83,7 +83,7 @@ struct LevelBackward {
       return WideWeightGrad<T>{own, inputs, kind, rows, call.grad.w}.run(
           outs + kind.c_in * kind.out_plane, out);
     }
-    if (rows > 1 && takes_weight_rows()) {
+    if (kind.plain && rows > 1 && (lanes > 1 || fills_rows<T>(call.grad.w))) {
       const WeightGradRows<T> sums{own,  kind.grad_plane,     inputs, kind.x_plane, kind.row,
                                    rows, call.grad.w * lanes, lanes};
       return sums.run(kind.c_out, kind.c_in, out);
@@ -97,8 +97,6 @@ struct LevelBackward {
       sums.run(kind.c_out, 1, (rows - 1) * kind.row + call.grad.w, out);
     }
   }
-
-  bool takes_weight_rows() const { return kind.plain && (lanes > 1 || fills_rows<T>(call.grad.w)); }
 
   void load_grads(int64_t n, int64_t y0, int64_t end) {
     const PlaneMap map{kind.row, kind.grad_plane, lanes, 1, kind.reach, 1};
@@ -229,9 +227,8 @@ struct LevelBackward {
             store(row + i, add(LoadWhole{}, i, ~Mask<T>{}));
           }
           if (i < width) {
-            T tail[kLanes<T>];
-            store(tail, add(LoadFirst{width - i}, i, first_lanes<T>(width - i)));
-            for (int64_t k = 0; i < width; ++i, ++k) row[i] = tail[k];
+            const int64_t rest = width - i;
+            store_first(row + i, add(LoadFirst{rest}, i, first_lanes<T>(rest)), rest);
           }
           if (plain) {
             copy_row(row, static_cast<T*>(const_cast<void*>(out.data)) + to, width);

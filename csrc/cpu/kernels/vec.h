@@ -67,8 +67,7 @@ BUNIT_INLINE void store(T* p, Vec<T> v) {
 }
 // Around the caches, for an output larger than they are: what it would replace is of more use, and
 // its old contents need not be read. `p` is aligned to a vector. Only of whole cache lines: half of
-// one waits for the other, and few can. (64 units 2-4-2, N=128, 32x32, with AVX2 on a Zen 3: 36
-// instead of 42 to 67 ms.)
+// one waits for the other, and few can.
 template <class T>
 BUNIT_INLINE void store_around(T* p, Vec<T> v) {
 #if BUNIT_VECTOR_BYTES == 64
@@ -147,26 +146,16 @@ BUNIT_INLINE T sum(Vec<T> v) {
 // store.
 template <class V, int A, int B, class LoadA, class LoadB>
 BUNIT_INLINE void add_outer(LoadA a, LoadB b, V (&acc)[A][B]) {
-  if constexpr (A <= B) {
-    V kept[A];
+  constexpr bool kKeepsA = A <= B;
+  constexpr int kKept = kKeepsA ? A : B, kOthers = kKeepsA ? B : A;
+  V kept[kKept];
 #pragma GCC unroll 16
-    for (int i = 0; i < A; ++i) kept[i] = a(i);
+  for (int i = 0; i < kKept; ++i) kept[i] = kKeepsA ? a(i) : b(i);
 #pragma GCC unroll 16
-    for (int j = 0; j < B; ++j) {
-      const V v = b(j);
+  for (int j = 0; j < kOthers; ++j) {
+    const V v = kKeepsA ? b(j) : a(j);
 #pragma GCC unroll 16
-      for (int i = 0; i < A; ++i) acc[i][j] += kept[i] * v;
-    }
-  } else {
-    V kept[B];
-#pragma GCC unroll 16
-    for (int j = 0; j < B; ++j) kept[j] = b(j);
-#pragma GCC unroll 16
-    for (int i = 0; i < A; ++i) {
-      const V v = a(i);
-#pragma GCC unroll 16
-      for (int j = 0; j < B; ++j) acc[i][j] += v * kept[j];
-    }
+    for (int i = 0; i < kKept; ++i) acc[kKeepsA ? i : j][kKeepsA ? j : i] += kept[i] * v;
   }
 }
 

@@ -1,4 +1,4 @@
-// The gradient of a 3x3 level's weight of stride 1, on rows that fill their vectors (takes_rows):
+// The gradient of a 3x3 level's weight of stride 1, on rows that fill their vectors (fills_rows):
 // down a column of vectors, so that what is loaded of the input once serves the three rows of
 // gradients it meets, and these stay in registers for three rows of input. By runs of flat planes
 // (WeightGrad) a multiplication waits for two loads, most of which straddle cache lines.
