@@ -1,7 +1,7 @@
 """``python bench/crossover.py``: ``cpp`` against PyTorch's operators by width of unit.
 
 What bunit_kernels/backends/_crossover.py holds: for each operation, with and without gradient, in
-both memory formats, the width from which PyTorch's grouped convolution or ``bmm`` is as fast.
+both memory formats, the widths at which PyTorch's grouped convolution or ``bmm`` is as fast.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def row(layer, x, grad: bool, rounds: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="cpp against PyTorch's operators, by width.")
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--dtype", default="float32", help="such as bfloat16")
+    arguments = parser.parse_args()
+    rounds, dtype = arguments.rounds, getattr(torch, arguments.dtype)
     print("how many times the time of cpp PyTorch takes, by width of unit")
     print(f"{'':60}" + "".join(f"{width:8}" for width in WIDTHS))
     for levels, norm, what in ((1, None, "level"), (2, None, "unit"), (2, "batch", "unit, batch")):
@@ -59,8 +61,8 @@ def main() -> None:
                     cells = []
                     for width in WIDTHS:
                         spec = "-".join([str(width)] * (levels + 1))
-                        layer = StackedConv2d(spec, CHANNELS // width, norm=norm)
-                        x = torch.randn(batch, CHANNELS, side, side)
+                        layer = StackedConv2d(spec, CHANNELS // width, norm=norm, dtype=dtype)
+                        x = torch.randn(batch, CHANNELS, side, side, dtype=dtype)
                         x = x.contiguous(memory_format=torch.channels_last) if cl else x
                         cells.append(row(layer, x, grad, rounds))
                     name = f"conv {what}, {'channels_last' if cl else 'NCHW'}, {side}x{side}"
@@ -70,8 +72,9 @@ def main() -> None:
             for grad in (False, True):
                 cells = []
                 for width in WIDTHS:
-                    layer = StackedLinear("-".join([str(width)] * (levels + 1)), 512 // width)
-                    cells.append(row(layer, torch.randn(batch, 512), grad, rounds))
+                    spec = "-".join([str(width)] * (levels + 1))
+                    layer = StackedLinear(spec, 512 // width, dtype=dtype)
+                    cells.append(row(layer, torch.randn(batch, 512, dtype=dtype), grad, rounds))
                 name = f"linear {'level' if levels == 1 else 'unit'}, batch {batch}"
                 print(f"{name + (', forward + backward' if grad else ''):60}" + "".join(cells))
 

@@ -178,6 +178,12 @@ LEVEL_CONVS = (
     ConvCase(("1-2:k1", "2-1:k5", "3-3:k7"), size=(18, 8, 3), stride=2, grad_layout="transposed"),
     ConvCase("2-3", 3, size=(33, 5, 6), stride=2, dilation=2, layout="channels_last"),
     ConvCase("2-3", 3, size=(17, 2, 1), padding=2),
+    # Wide, and pixels enough for transformed weights: Winograd's tiles, whole and cut off.
+    ConvCase("16-16", 2, size=(1, 32, 32), out_activation="silu"),
+    ConvCase("16-20", 1, size=(1, 23, 29), padding=0, grad_layout="transposed"),
+    ConvCase("19-14", 2, size=(3, 15, 13), layout="channels_last", grad_layout="channels_last"),
+    ConvCase("17-16", 1, size=(17, 7, 5), padding=2, layout="sliced"),
+    ConvCase("9-8", 2, size=(2, 17, 33), bias=False),
     *(ConvCase("2-3", 5, layout=x, grad_layout=x) for x in LAYOUTS),
     *(ConvCase(("2-3", "1-1"), layout=x, grad_layout=x) for x in LAYOUTS),
     *(ConvCase("2-3", 2, size=s, layout="loose", grad_layout="loose") for s in _THIN),
@@ -251,6 +257,12 @@ UNIT_CONVS = (
     ConvCase("9-17-5", 1, size=(17, 3, 2), residual="identity", out_activation="gelu"),
     ConvCase("2-4-3-2", 2, size=(16, 1, 9), padding=2, kernel_size=3),
     ConvCase("2-4-2", 2, size=(18, 3, 29), layout="channels_last"),
+    ConvCase("16-16-16", 2, size=(2, 17, 33), residual="relu"),
+    ConvCase("16-17-18-2", 1, size=(1, 32, 17), layout="channels_last"),
+    ConvCase(("16-16-16", "2-4-2", "18-16-14"), size=(17, 7, 9), grad_layout="channels_last"),
+    ConvCase(("16-32-16", "8-8-8", "12-24-12:k5"), size=(2, 19, 16)),
+    ConvCase("4-16-16", 2, size=(2, 31, 30), stride=2, activation="hardswish"),
+    ConvCase("2-16-16-3", 2, size=(1, 53, 11), layout="sliced"),
     *(ConvCase("2-3-2", 3, layout=x, grad_layout=x) for x in LAYOUTS if x != "expanded"),
     *(
         ConvCase("2-3-2", 2, size=s, layout="loose", grad_layout="loose", residual="relu")

@@ -234,6 +234,21 @@ PLACES = [(0, 0, 0, 0), (1, 3, 4, 5), (1, 5, 6, 16), (0, 2, 3, 7), (1, 0, 0, 15)
 
 
 @pytest.mark.parametrize("value", STRANGE, ids=str)
+def test_strange_pixels_of_wide_units(value, every_backend, seed):
+    """Transformed inputs (Winograd's) are differences, in which infinity may become NaN: but only
+    in the outputs that it reaches."""
+    case = ConvCase("16-16", 2, size=(2, 16, 17), activation="identity", out_activation="identity")
+    for place in [(0, 3, 0, 0), (1, 5, 15, 16), (0, 20, 3, 7), (1, 31, 4, 8)]:
+        t = converted(draw(case, seed, comparable=False), torch.float32)
+        t["x"][0][place] = value
+        with torch.no_grad():
+            actual, expected = conv2d(case, t), loop(case, t)
+        assert torch.equal(actual.isfinite(), expected.isfinite()), place
+        if value != value:
+            assert torch.equal(actual.isnan(), expected.isnan()), place
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATION_NAMES)
 def test_strange_input_pixels(activation, value, every_backend, seed):
     for units in ("2-4-2", ("2-4-2", "1-2-1:k5", "3-2-1")):

@@ -1,11 +1,15 @@
 """Where ``auto`` leaves a call to PyTorch's own operators.
 
-CPU: the width of units (``StackLayout.width``) from which PyTorch's convolutions are at least as
-fast; its products of linear units are at no width (up to 64). Measured with
-``python bench/crossover.py``, torch 2.13.0 (CPU build), float32, on two otherwise idle cores of
-virtual machines: with AVX-512 an Intel Xeon (with AMX too), 2026-11-26, and an AMD EPYC (Zen 4),
-2026-11-27, where convolutions came out alike; with AVX2 an AMD EPYC (Zen 3), 2026-11-27.
-Processors with less than that, and others than x86, are taken to be like the last.
+CPU: the widths of units (``StackLayout.width``) at which PyTorch's convolutions are at least as
+fast; its products of linear units are at none (up to 64). Measured with ``python
+bench/crossover.py``, torch 2.13.0 (CPU build), on two otherwise idle cores of virtual machines:
+
+* AVX-512: an Intel Xeon (Granite Rapids, with AMX), 2026-11-29, float32, and bfloat16 with
+  ``--dtype bfloat16``. Processors with AVX-512 but no AMX are taken to be like it.
+* AVX2: an AMD EPYC (Zen 3), 2026-11-27; where units of 8 and more channels have since become
+  faster, the Xeon held to AVX2 (``BUNIT_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2
+  ONEDNN_MAX_CPU_ISA=AVX2``), 2026-11-29. Processors with less than that, and others than x86, are
+  taken to be like these.
 
 CUDA: one width, by arithmetic and not measured: our kernels run on the plain FMA units, and a
 convolution on tensor cores pays once its tiles of 16 channels are full. Triton's kernels for such
@@ -22,45 +26,68 @@ from torch import Tensor
 from ..layout import ConvGeometry, StackLayout
 from ..ops import CPU_MISSING
 
-NEVER = 1 << 30
 SHORT = 16  # pixels a row
 
 
-class FromWidth(NamedTuple):
-    """The width for images, and that for images of rows shorter than ``SHORT``."""
-
-    long_rows: int
-    short_rows: int
+def at_least(width: int) -> range:
+    return range(width, 1 << 30)
 
 
-#: (operation, whether a gradient may follow, whether channels_last) -> width
+NEVER = range(0)
+
+
+class Widths(NamedTuple):
+    """The widths for images, and those for images of rows shorter than ``SHORT``."""
+
+    long_rows: range
+    short_rows: range
+
+
+#: (operation, whether a gradient may follow, whether channels_last) -> widths
 WITH_AVX512 = {
-    ("conv2d", False, False): FromWidth(NEVER, 64),
-    ("conv2d", False, True): FromWidth(16, 16),
-    ("conv2d", True, False): FromWidth(16, 8),
-    ("conv2d", True, True): FromWidth(4, 4),
-    ("unit_conv2d", False, False): FromWidth(NEVER, 64),
-    ("unit_conv2d", False, True): FromWidth(32, 64),
-    ("unit_conv2d", True, False): FromWidth(8, 16),
-    ("unit_conv2d", True, True): FromWidth(4, 8),
-    ("unit_conv2d_train", True, False): FromWidth(48, 32),
-    ("unit_conv2d_train", True, True): FromWidth(16, 16),
+    ("conv2d", False, False): Widths(NEVER, NEVER),
+    ("conv2d", False, True): Widths(range(12, 24), range(12, 24)),
+    ("conv2d", True, False): Widths(at_least(24), at_least(12)),
+    ("conv2d", True, True): Widths(at_least(4), at_least(4)),
+    ("unit_conv2d", False, False): Widths(NEVER, NEVER),
+    ("unit_conv2d", False, True): Widths(NEVER, NEVER),
+    ("unit_conv2d", True, False): Widths(at_least(24), at_least(16)),
+    ("unit_conv2d", True, True): Widths(at_least(8), at_least(8)),
+    ("unit_conv2d_train", True, False): Widths(NEVER, NEVER),
+    ("unit_conv2d_train", True, True): Widths(at_least(16), at_least(16)),
+}
+WITH_AVX512_BFLOAT16 = {
+    ("conv2d", False, False): Widths(at_least(64), at_least(24)),
+    ("conv2d", False, True): Widths(at_least(4), at_least(4)),
+    ("conv2d", True, False): Widths(at_least(12), at_least(8)),
+    ("conv2d", True, True): Widths(at_least(4), at_least(4)),
+    ("unit_conv2d", False, False): Widths(at_least(32), at_least(32)),
+    ("unit_conv2d", False, True): Widths(at_least(8), at_least(8)),
+    ("unit_conv2d", True, False): Widths(at_least(12), at_least(12)),
+    ("unit_conv2d", True, True): Widths(at_least(4), at_least(4)),
+    ("unit_conv2d_train", True, False): Widths(at_least(24), at_least(16)),
+    ("unit_conv2d_train", True, True): Widths(at_least(4), at_least(8)),
 }
 WITH_AVX2 = {
-    ("conv2d", False, False): FromWidth(NEVER, NEVER),
-    ("conv2d", False, True): FromWidth(64, 64),
-    ("conv2d", True, False): FromWidth(32, 32),
-    ("conv2d", True, True): FromWidth(32, 32),
-    ("unit_conv2d", False, False): FromWidth(NEVER, NEVER),
-    ("unit_conv2d", False, True): FromWidth(64, NEVER),
-    ("unit_conv2d", True, False): FromWidth(32, 16),
-    ("unit_conv2d", True, True): FromWidth(64, 32),
-    ("unit_conv2d_train", True, False): FromWidth(64, NEVER),
-    ("unit_conv2d_train", True, True): FromWidth(64, 32),
+    ("conv2d", False, False): Widths(NEVER, NEVER),
+    ("conv2d", False, True): Widths(NEVER, NEVER),
+    ("conv2d", True, False): Widths(at_least(48), at_least(32)),
+    ("conv2d", True, True): Widths(at_least(32), at_least(32)),
+    ("unit_conv2d", False, False): Widths(NEVER, NEVER),
+    ("unit_conv2d", False, True): Widths(NEVER, NEVER),
+    ("unit_conv2d", True, False): Widths(at_least(48), at_least(32)),
+    ("unit_conv2d", True, True): Widths(at_least(64), at_least(32)),
+    ("unit_conv2d_train", True, False): Widths(NEVER, NEVER),
+    ("unit_conv2d_train", True, True): Widths(at_least(64), NEVER),
 }
 HAS_AVX512 = CPU_MISSING is None and torch.ops.bunit_kernels.cpu_isa() == "avx512"
-CONVOLUTIONS = WITH_AVX512 if HAS_AVX512 else WITH_AVX2
 CUDA_FROM_WIDTH = 16
+
+
+def _convolutions(dtype: torch.dtype) -> dict[tuple[str, bool, bool], Widths]:
+    if not HAS_AVX512:
+        return WITH_AVX2
+    return WITH_AVX512_BFLOAT16 if dtype == torch.bfloat16 else WITH_AVX512
 
 
 def prefers_torch(op: str, layout: StackLayout, geometry: ConvGeometry | None, x: Tensor) -> bool:
@@ -72,9 +99,8 @@ def prefers_torch(op: str, layout: StackLayout, geometry: ConvGeometry | None, x
         return False
     grad = op == "unit_conv2d_train" or torch.is_grad_enabled()
     channels_last = x.stride(1) == 1 and not x.is_contiguous()
-    from_width = CONVOLUTIONS[op, grad, channels_last]
-    short = x.shape[-1] < SHORT
-    return layout.width >= (from_width.short_rows if short else from_width.long_rows)
+    widths = _convolutions(x.dtype)[op, grad, channels_last]
+    return layout.width in widths[x.shape[-1] < SHORT]
 
 
 def torch_errs(geometry: ConvGeometry, x: Tensor) -> bool:

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 
+#include "winograd_weights.h"
+
 namespace bunit {
 namespace {
 
-constexpr int64_t kStageBytes = 512 * 1024;  // planes of interleaved channels
-constexpr int64_t kCacheBytes = 256 * 1024;  // a segment's buffers: first and second level
+constexpr int64_t kStageBytes = 512 * 1024;       // planes of interleaved channels
+constexpr int64_t kTilesCacheBytes = 128 * 1024;  // of transformed tiles
+constexpr int64_t kCacheBytes = 256 * 1024;       // a segment's buffers: first and second level
 // Work is split alike whatever the number of threads, so that sums come out the same: into about
 // this many items, blocks of images first.
 constexpr int64_t kItems = 64;
@@ -43,7 +46,7 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
     plan.kinds.resize(size_t(stack.kinds));
     std::vector<bool> made(plan.kinds.size());
     for (const Unit& unit : stack.units) {
-      if (!made[size_t(unit.kind)]) make_kind(unit, dilation, plan);
+      if (!made[size_t(unit.kind)]) make_kind(unit, dilation, pass, plan);
       made[size_t(unit.kind)] = true;
       BackwardUnit out{};
       out.kind = &plan.kinds[size_t(unit.kind)];
@@ -99,7 +102,7 @@ int64_t BackwardPlan::stage_bytes(int64_t lanes, int64_t segments) const {
   return (2 * in + 2 * out + 4 * 64) * compute_size(x_.dtype);
 }
 
-void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, PartPlan& plan) {
+void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, Pass pass, PartPlan& plan) {
   BackwardKind& kind = plan.kinds[size_t(unit.kind)];
   kind = {};
   const int64_t per_pixel = plan.part.lanes;
@@ -114,21 +117,32 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, PartPlan& plan)
   const int64_t in_columns = (x_.w - 1 + unit.pad) / stride_ + 1;  // of a phase, that are pixels
   const int64_t in_rows = (x_.h - 1 + unit.pad) / stride_ + 1;
   kind.row = std::max(grad_.w + kind.reach, in_columns) * per_pixel;
+  const int64_t lanes = kernels().vector_bytes / compute_size(x_.dtype);
+  kind.winograd = kind.plain && takes_winograd(kind.c_out, kind.c_in, x_.h * x_.w, pass);
+  if (kind.winograd) {
+    kind.row = round_up(kind.row, lanes);
+    const int64_t channels = kind.c_in + kind.c_out, in_row = (grad_.w + 1) / 2;
+    kind.tiles_at_once = kTilesCacheBytes / (compute_size(x_.dtype) * 2 * channels * lanes);
+    const int64_t blocks = round_up(kind.c_in, kChannelBlock) * round_up(kind.c_out, kChannelBlock);
+    kind.tiles_size = std::max(
+        winograd_memory(kind.c_out, lanes),
+        4 * channels * lanes * std::max(kind.tiles_at_once, in_row) + 16 * blocks + 2 * lanes);
+  }
 
   // The last segment may own input rows below those of its output rows.
   const int64_t below = std::max<int64_t>(0, in_rows - grad_.h);
-  const int64_t lanes = kernels().vector_bytes / compute_size(x_.dtype);
-  const int64_t slack = kind.row + 2 * lanes + (kind.reach + unit.pad) * per_pixel;
+  const int64_t slack =
+      kind.row + (kind.winograd ? 3 : 2) * lanes + (kind.reach + unit.pad) * per_pixel;
   kind.grad_plane = padded_plane((plan.rows + below + kind.reach) * kind.row + slack, lanes);
   kind.x_plane = padded_plane((plan.rows + kind.reach) * kind.row + slack, lanes);
   kind.out_plane = padded_plane((plan.rows + below) * kind.row + slack, lanes);
   const int64_t spare = std::max({kind.row, x_.w * per_pixel, grad_.w * per_pixel}) + lanes;
-  int64_t elements = 2 * spare + kind.c_out * kind.grad_plane +
-                     int64_t(kind.c_in) * kind.phases * kind.phases * kind.x_plane +
-                     kind.c_in * kind.out_plane;
+  int64_t elements =
+      kind.tiles_size + 2 * spare + 3 * kPlanesApart * lanes + kind.c_out * kind.grad_plane +
+      int64_t(kind.c_in) * kind.phases * kind.phases * kind.x_plane + kind.c_in * kind.out_plane;
   // Fewer output channels would be tiles of too few sums to hide what each waits for the one
   // before. (32 units 16-1, N=16, 28x28: 5.3 ms by pixels, 2.5 by planes; 16-4: 5.0 and 5.6.)
-  kind.wide = per_pixel == 1 && kind.phases == 1 && kind.c_out >= kChannelBlock &&
+  kind.wide = !kind.winograd && per_pixel == 1 && kind.phases == 1 && kind.c_out >= kChannelBlock &&
               fills_vectors(kind.c_in, lanes);
   if (kind.wide) {  // both as pixels of whole vectors of channels, aligned; the sums at the end
     elements += round_up(kind.c_in, lanes) * kind.x_plane +
@@ -160,7 +174,12 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, PartPlan& plan)
 template <class T>
 void BackwardPlan::pack(const Tensor& weight, int64_t dilation, PartPlan& plan) {
   const Values<T> values(weight);
-  plan.packed.resize(size_t(stack_.weight_sizes[level_] * int64_t(sizeof(T)) + 7) / 8);
+  int64_t size = 0;
+  for (const BackwardUnit& unit : plan.units) {
+    const BackwardKind& kind = *unit.kind;
+    size += kind.winograd ? winograd_weights(kind.c_out, kind.c_in) : kind.c_out * kind.taps;
+  }
+  plan.packed.resize(size_t(size * int64_t(sizeof(T)) + 7) / 8);
   T* out = reinterpret_cast<T*>(plan.packed.data());
   std::vector<bool> made(plan.kinds.size());
   for (size_t u = 0; u < plan.units.size(); ++u) {
@@ -183,6 +202,15 @@ void BackwardPlan::pack(const Tensor& weight, int64_t dilation, PartPlan& plan) 
                           (kind.reach - x / stride_) * plan.part.lanes);
       }
       counts.push_back(int64_t(taps.size()));
+      if (kind.winograd) {
+        const T* own = &values[unit.weights[level_]];
+        const auto turned = [&](int64_t in, int64_t out_channel, int tap) {
+          return own[(out_channel * kind.c_in + in) * 9 + 8 - tap];
+        };
+        pack_winograd(kind.c_out, kind.c_in, turned, out);
+        out += winograd_weights(kind.c_out, kind.c_in);
+        continue;
+      }
       for (int64_t c0 = 0; c0 < kind.c_in; c0 += kChannelBlock) {
         const int64_t c1 = std::min<int64_t>(c0 + kChannelBlock, kind.c_in);
         for (int64_t i : taps) {

@@ -54,7 +54,7 @@ class BackwardPlan {
   };
 
   void split(PartPlan& plan) const;
-  void make_kind(const Unit& unit, int64_t dilation, PartPlan& plan);
+  void make_kind(const Unit& unit, int64_t dilation, Pass pass, PartPlan& plan);
   template <class T>
   void pack(const Tensor& weight, int64_t dilation, PartPlan& plan);
   int64_t stage_bytes(int64_t lanes, int64_t segments) const;

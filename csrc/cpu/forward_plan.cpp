@@ -2,12 +2,15 @@
 
 #include <algorithm>
 
+#include "winograd_weights.h"
+
 namespace bunit {
 namespace {
 
 // What a step's buffers may take of the first-level cache (32 to 48 KiB), beside weights.
 constexpr int64_t kCacheBytes = 36 * 1024;
-constexpr int64_t kStageBytes = 256 * 1024;  // of the second-level cache
+constexpr int64_t kTilesCacheBytes = 192 * 1024;  // the same with Winograd's tiles: of the second
+constexpr int64_t kStageBytes = 256 * 1024;       // of the second-level cache
 constexpr int64_t kItems = 32;
 constexpr int64_t kSegmentPixels = 256;  // not worth splitting below
 
@@ -43,16 +46,39 @@ template <class T>
 void ForwardPlan::pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
   int64_t size = 0;
   for (int l = 0; l < stack_.depth; ++l) {
-    size += stack_.weight_sizes[l] + (biases.empty() ? 0 : stack_.channels[l + 1]);
+    if (!biases.empty()) size += stack_.channels[l + 1];
+    for (size_t u = 0; u < stack_.units.size(); ++u) {
+      const Level& level = plans_[0].units[u].kind->levels[l];
+      size += level.winograd ? winograd_weights(level.c_in, level.c_out)
+                             : int64_t(level.taps) * level.c_out;
+    }
   }
   packed_.resize(size_t(size * int64_t(sizeof(T)) + 7) / 8);
   T* out = reinterpret_cast<T*>(packed_.data());
   for (int l = 0; l < stack_.depth; ++l) {
     const Values<T> weight(weights[size_t(l)]);
+    std::vector<size_t> winograd;
     for (size_t u = 0; u < stack_.units.size(); ++u) {
       for (PartPlan& plan : plans_) plan.units[u].weights[l] = out;
-      out = pack_weights(weight, stack_.units[u], l, out);
+      const Level& level = plans_[0].units[u].kind->levels[l];
+      if (level.winograd) {
+        winograd.push_back(u);
+        out += winograd_weights(level.c_in, level.c_out);
+      } else {
+        out = pack_weights(weight, stack_.units[u], l, out);
+      }
     }
+    for_each_item(int64_t(winograd.size()), [&](int64_t item) {
+      const size_t u = winograd[size_t(item)];
+      const PackedUnit& unit = plans_[0].units[u];
+      const Level& level = unit.kind->levels[l];
+      const T* own = &weight[stack_.units[u].weights[l]];
+      const auto at = [&](int64_t o, int64_t i, int tap) {
+        return own[(o * level.c_in + i) * 9 + tap];
+      };
+      pack_winograd(level.c_in, level.c_out, at,
+                    static_cast<T*>(const_cast<void*>(unit.weights[l])));
+    });
     if (biases.empty()) continue;
     const Values<T> bias(biases[size_t(l)]);
     for (size_t u = 0; u < stack_.units.size(); ++u) {
@@ -79,6 +105,8 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
     level.reach = int(span / stride);
     level.phases = unit.kernel == 1 ? 1 : int(stride);
     level.plain = unit.kernel == 3 && stride == 1 && options_.dilation == 1;
+    level.winograd =
+        level.plain && takes_winograd(level.c_in, level.c_out, x.h * x.w, options_.pass);
     level.out_h = conv_size(h, unit.kernel, unit.pad, stride, options_.dilation);
     level.out_w = conv_size(w, unit.kernel, unit.pad, stride, options_.dilation);
     STD_TORCH_CHECK(level.out_h >= 1 && level.out_w >= 1, "level ", l + 1, " gets ", h, "x", w,
@@ -90,6 +118,10 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
     w = level.out_w;
   }
   kind.row *= plan.part.lanes;
+  const int64_t vector = kernels().vector_bytes / compute_size(dtype_);
+  for (const Level& level : kind.levels) {
+    if (level.winograd) kind.row = round_up(kind.row, vector);
+  }
   out_h_ = h;
   int64_t reach = 0;
   for (int l = 0; l < stack_.depth; ++l) reach += kind.levels[l].reach;
@@ -109,29 +141,39 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
 void ForwardPlan::set_step(Kind& kind, int64_t in_w, int64_t lanes) const {
   const int64_t vector = kernels().vector_bytes / compute_size(dtype_);
   int64_t per_row = kind.levels[stack_.depth - 1].c_out, fixed = 0, extra = 0;
+  bool tiles = false;
   for (int l = stack_.depth - 1; l >= 0; --l) {
     const Level& level = kind.levels[l];
     const int64_t planes = int64_t(level.c_in) * level.phases * level.phases;
     extra += level.reach;
     per_row += planes;
     fixed += planes * extra;
+    if (!level.winograd) continue;
+    tiles = true;
+    kind.tiles_size = std::max(kind.tiles_size, winograd_memory(level.c_in, vector));
   }
-  const int64_t rows_in_cache = kCacheBytes / (kind.row * compute_size(dtype_));
-  const int64_t least = (kSegmentPixels * lanes + kind.row - 1) / kind.row;
+  const int64_t rows_in_cache =
+      (tiles ? kTilesCacheBytes : kCacheBytes) / (kind.row * compute_size(dtype_));
+  const int64_t least = tiles ? 2 : (kSegmentPixels * lanes + kind.row - 1) / kind.row;
   const int64_t most = std::max(least, (rows_in_cache - fixed) / per_row);
   const int64_t steps = (out_h_ + most - 1) / most;
   kind.step = (out_h_ + steps - 1) / steps;
+  if (tiles) kind.step = round_up(kind.step, 2);
 
   int64_t rows = kind.step;
-  const int64_t slack = 2 * vector + (kind.levels[0].pad + kind.levels[0].reach) * lanes;
+  const int64_t slack =
+      (tiles ? 5 : 2) * vector + (kind.levels[0].pad + kind.levels[0].reach) * lanes;
   kind.out_plane = padded_plane(rows * kind.row + slack, vector);
-  kind.scratch = kind.row + 2 * vector + kind.levels[stack_.depth - 1].c_out * kind.out_plane;
+  kind.scratch = kind.row + (2 + kPlanesApart) * vector +
+                 kind.levels[stack_.depth - 1].c_out * kind.out_plane + kind.tiles_size;
   for (int l = stack_.depth - 1; l >= 0; --l) {
     Level& level = kind.levels[l];
     rows += level.reach;
+    if (tiles) rows += 3;  // to whole tiles above and below, and half a tile behind
     level.rows = rows;
     level.plane = padded_plane(rows * kind.row + slack, vector);
-    kind.scratch += int64_t(level.c_in) * level.phases * level.phases * level.plane;
+    kind.scratch +=
+        kPlanesApart * vector + int64_t(level.c_in) * level.phases * level.phases * level.plane;
   }
   if (lanes > 1) {  // staging
     const Level &head = kind.levels[0], &tail = kind.levels[stack_.depth - 1];
@@ -142,8 +184,9 @@ void ForwardPlan::set_step(Kind& kind, int64_t in_w, int64_t lanes) const {
 
 // What planes in place of interleaved channels take.
 int64_t ForwardPlan::stage_bytes(const ForwardCall& call, int64_t group, int64_t segments) const {
-  const int64_t rows = (call.y.h + segments - 1) / segments;
-  const int64_t in_rows = std::min(call.x.h, (rows + reach_ + 1) * options_.stride);
+  const int64_t rows = ((call.y.h + 1) / 2 + segments - 1) / segments * 2;
+  const int64_t in_rows =
+      std::min(call.x.h, (rows + reach_ + 1 + 2 * stack_.depth) * options_.stride);
   const int64_t in_plane = in_rows * call.x.w * call.lanes + kPlaneGap;
   const int64_t out_plane = rows * call.y.w * call.lanes + kPlaneGap;
   const int64_t in = group_channels(stack_, 0, group) * in_plane + 64;
@@ -196,10 +239,11 @@ void ForwardPlan::run_part(const UnitRange& units, const PartPlan& plan, Forward
   const int64_t items = call.y.n / call.lanes;
   // Moments must not depend on the number of threads; outputs never do.
   const int64_t wanted = moments ? kItems : num_threads() == 1 ? 1 : 4 * num_threads();
-  call.segments = segments_for(items * groups, wanted, call.y.h, call.y.h * call.y.w * call.lanes,
-                               kSegmentPixels);
+  const int64_t tiles = (call.y.h + 1) / 2;
+  call.segments =
+      segments_for(items * groups, wanted, tiles, call.y.h * call.y.w * call.lanes, kSegmentPixels);
   const int64_t most = stage_bytes(call, group, 1) / kStageBytes;
-  call.segments = std::clamp<int64_t>(most, call.segments, call.y.h);
+  call.segments = std::clamp<int64_t>(most, call.segments, tiles);
   if (moments) {
     const size_t before = moments->size();
     moments->resize(before + size_t(items * call.segments * call.y.c));

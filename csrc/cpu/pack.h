@@ -33,6 +33,9 @@ inline int64_t padded_plane(int64_t elements, int64_t lanes) {
   return (vectors + (vectors % 32 == 0 ? 1 : 0)) * lanes;
 }
 
+// Vectors by which planes may be shifted to align them (with_aligned of kernels/planes.h).
+constexpr int64_t kPlanesApart = 2;
+
 // Whether the channels of an image, which needs no data yet, lie next to each other (mirrors
 // is_interleaved of kernels/stage.h).
 inline bool is_interleaved(const Image& image) {

@@ -6,6 +6,7 @@
 #include "weight_grad.h"
 #include "weight_grad_rows.h"
 #include "weight_grad_wide.h"
+#include "weight_grad_winograd.h"
 
 namespace bunit::BUNIT_ISA {
 
@@ -52,25 +53,30 @@ struct LevelBackward {
   const BackwardUnit& unit;
   const BackwardKind& kind;
   const int64_t lanes;
-  T *grads, *inputs, *outs, *spare, *spare_z;
+  T *grads, *inputs, *outs, *tiles, *spare, *spare_z;
 
   LevelBackward(const BackwardCall& call, const BackwardUnit& unit, T* scratch)
       : call(call), unit(unit), kind(*unit.kind), lanes(call.lanes) {
     const int64_t widest = at_least(call.x.w, call.grad.w) * lanes;
     const int64_t spare_size = at_least(kind.row, widest) + kLanes<T>;
-    spare = scratch;
+    tiles = scratch;
+    spare = tiles + kind.tiles_size;
     spare_z = spare + spare_size;
-    grads = spare_z + spare_size;
-    inputs = grads + kind.c_out * kind.grad_plane;
-    outs = inputs + int64_t(kind.c_in) * kind.phases * kind.phases * kind.x_plane;
+    grads = with_aligned(spare_z + spare_size, kind.reach * lanes);
+    inputs = with_aligned(grads + kind.c_out * kind.grad_plane, kind.pad * lanes);
+    outs = with_aligned(inputs + int64_t(kind.c_in) * kind.phases * kind.phases * kind.x_plane,
+                        kind.pad * lanes);
   }
 
   // Rows [y0, y1) of the output of image n; for the input's gradient, rows [y0, q1) of its phases.
   void run(int64_t n, int64_t y0, int64_t y1, int64_t q1, T* grad_weight, T* grad_bias,
            double* in_sums) {
-    load_grads(n, y0, at_least(y1, q1));
+    const int64_t end = at_least(y1, q1);
+    load_grads(n, y0, end);
+    clear_behind(grads, kind.grad_plane, kind.c_out, end + kind.reach - y0);
     if (grad_weight) {
       load_inputs(n, y0, y1);
+      clear_behind(inputs, kind.x_plane, kind.c_in, y1 + kind.reach - y0);
       const T* own = grads + kind.reach * (kind.row + lanes);  // row y0
       weight_grad(own, y1 - y0, grad_weight + unit.weight);
       if (grad_bias) add_bias(y1 - y0, own, grad_bias + unit.out_channel);
@@ -78,7 +84,30 @@ struct LevelBackward {
     if (call.grad_x.data && q1 > y0) input_grad(n, y0, q1, in_sums);
   }
 
+  // What Winograd's tiles take in behind `rows` rows of planes and what then comes to nothing.
+  void clear_behind(T* planes, int64_t plane, int channels, int64_t rows) const {
+    if (!kind.winograd) return;
+    for (int c = 0; c < channels; ++c) {
+      clear(planes + c * plane + rows * kind.row, kind.row + Winograd<T>::kReadsBehind);
+    }
+  }
+
   void weight_grad(const T* own, int64_t rows, T* out) const {
+    if (kind.winograd) {
+      return WinogradWeightGrad<T>{.grad = own,
+                                   .grad_plane = kind.grad_plane,
+                                   .c_out = kind.c_out,
+                                   .in = inputs,
+                                   .in_plane = kind.x_plane,
+                                   .c_in = kind.c_in,
+                                   .row = kind.row,
+                                   .rows = rows,
+                                   .width = call.grad.w,
+                                   .lanes = lanes,
+                                   .memory = tiles,
+                                   .most = kind.tiles_at_once}
+          .run(out);
+    }
     if (kind.wide) {
       return WideWeightGrad<T>{own, inputs, kind, rows, call.grad.w}.run(
           outs + kind.c_in * kind.out_plane, out);
@@ -150,7 +179,25 @@ struct LevelBackward {
         // Columns of this phase that are pixels: column j is x = j * stride + px - pad.
         const int64_t first = at_least(ceil_div(kind.pad - px, call.stride), 0);
         const int64_t last = ceil_div(call.x.w + kind.pad - px, call.stride);
-        if (lanes > 1) {
+        if (kind.winograd) {
+          Winograd<T>{.in = grads + first * lanes,
+                      .in_row = kind.row,
+                      .in_plane = kind.grad_plane,
+                      .c_in = kind.c_out,
+                      .weights = weights,
+                      .bias = nullptr,
+                      .c_out = kind.c_in,
+                      .activation = Activation::identity,
+                      .around = false,
+                      .out = outs + first * lanes,
+                      .out_row = kind.row,
+                      .out_plane = kind.out_plane,
+                      .rows = q1 - q0,
+                      .width = last - first,
+                      .lanes = lanes,
+                      .memory = tiles}
+              .run();
+        } else if (lanes > 1) {
           for (int64_t r = 0; r < q1 - q0; ++r) {
             conv_flat<T>(grads + r * kind.row, offsets, taps, weights, nullptr, kind.c_in,
                          Activation::identity, outs + r * kind.row, kind.out_plane,

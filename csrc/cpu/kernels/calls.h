@@ -42,11 +42,12 @@ struct Norm {
 // another unit are in pixels.
 struct Level {
   int c_in, c_out;
-  int taps;    // c_in * k * k
-  int pad;     // of this level's input
-  int reach;   // rows of input below an output row's own: (k - 1) * dilation / stride
-  int phases;  // stride phases an axis that taps use
-  bool plain;  // 3x3, stride and dilation 1
+  int taps;       // c_in * k * k
+  int pad;        // of this level's input
+  int reach;      // rows of input below an output row's own: (k - 1) * dilation / stride
+  int phases;     // stride phases an axis that taps use
+  bool plain;     // 3x3, stride and dilation 1
+  bool winograd;  // made in tiles of 2x2, whose rows begin at even ones
   int64_t out_h, out_w;
   int64_t rows;            // capacity of a plane
   int64_t plane;           // elements from one plane to the next
@@ -59,15 +60,17 @@ struct Kind {
   int64_t row;   // elements a row in every buffer of the unit
   int64_t step;  // output rows made at a time
   Level levels[kLevels];
-  int64_t out_plane;  // plane of the finished rows before they are written
-  int64_t scratch;    // elements of T
+  int64_t out_plane;   // plane of the finished rows before they are written
+  int64_t tiles_size;  // what Winograd works in
+  int64_t scratch;     // elements of T, of all buffers
 };
 
 struct PackedUnit {
   const Kind* kind;
   int64_t in_channel, out_channel;
-  const void* weights[kLevels];  // T, [blocks of output channels][taps][channels of the block]
-  const void* biases[kLevels];   // T, or null
+  // T, [blocks of output channels][taps][channels of the block], or as Winograd takes them.
+  const void* weights[kLevels];
+  const void* biases[kLevels];  // T, or null
 };
 
 // Mean and sum of squared distances from it of `count` values.
@@ -93,12 +96,15 @@ struct ForwardCall {
 // Backward of one level of one kind of unit.
 struct BackwardKind {
   int c_in, c_out, taps, pad;
-  int reach;    // (k - 1) * dilation / stride
-  int phases;   // stride phases an axis that taps use
-  bool plain;   // 3x3, stride and dilation 1
-  bool wide;    // whose weight's gradient is made of pixels, not of planes
-  int64_t row;  // elements a row of every buffer
+  int reach;      // (k - 1) * dilation / stride
+  int phases;     // stride phases an axis that taps use
+  bool plain;     // 3x3, stride and dilation 1
+  bool wide;      // whose weight's gradient is made of pixels, not of planes
+  bool winograd;  // made in tiles
+  int64_t row;    // elements a row of every buffer
   int64_t grad_plane, x_plane, out_plane;
+  int64_t tiles_size;        // elements that Winograd works in
+  int64_t tiles_at_once;     // vectors of them, in the weight's gradient
   const int64_t* x_offsets;  // [taps]: where a tap finds its input pixel
   // For each phase (py, px) of input pixels, stride * stride of them: how many (output channel,
   // tap) reach it, and where they find the gradient.
@@ -111,7 +117,7 @@ struct BackwardUnit {
   const BackwardKind* kind;
   int64_t in_channel, out_channel;
   int64_t weight;       // first element in the packed weight
-  const void* weights;  // T, per phase [blocks of input channels][taps][block]
+  const void* weights;  // T, per phase [blocks of input channels][taps][block]; or for Winograd
 };
 
 // From the gradient of a level's convolution output or, with `out_norm`, from that after its norm:

@@ -7,6 +7,7 @@
 
 #include "conv_rows.h"
 #include "stage.h"
+#include "winograd.h"
 
 namespace bunit::BUNIT_ISA {
 
@@ -14,6 +15,19 @@ namespace bunit::BUNIT_ISA {
 struct Window {
   int64_t begin, end;
 };
+
+// The first and the last but one row of level l's padded input that come with row `row`: Winograd's
+// tiles of the level before are two rows tall.
+BUNIT_INLINE bool is_second_of_tile(const Kind& kind, int l, int64_t row) {
+  const int64_t y = row - kind.levels[l].pad;
+  return l > 0 && kind.levels[l - 1].winograd && y > 0 && y % 2 == 1;
+}
+BUNIT_INLINE int64_t first_made(const Kind& kind, int l, int64_t row) {
+  return row - is_second_of_tile(kind, l, row);
+}
+BUNIT_INLINE int64_t last_made(const Kind& kind, int l, int64_t row) {
+  return row + is_second_of_tile(kind, l, row);
+}
 
 template <class T>
 struct UnitForward {
@@ -25,6 +39,7 @@ struct UnitForward {
   T* finished;  // planes of the finished rows
   T* spare;     // a row
   T* staging;   // rows of a vector of images, on their way between images and planes
+  T* tiles;     // what Winograd works in
   Window windows[kLevels];
   bool reads_image;  // whether the first level reads the image where it lies
   Soon soon;
@@ -35,11 +50,12 @@ struct UnitForward {
     scratch += kind.row + kLanes<T>;
     for (int l = 0; l < call.depth; ++l) {
       const Level& level = kind.levels[l];
-      buffers[l] = scratch;
-      scratch += level.c_in * level.phases * level.phases * level.plane;
+      buffers[l] = with_aligned(scratch, margin(level));
+      scratch = buffers[l] + level.c_in * level.phases * level.phases * level.plane;
     }
-    finished = scratch;
-    staging = finished + last().c_out * kind.out_plane;
+    finished = with_aligned(scratch, 0);
+    tiles = finished + last().c_out * kind.out_plane;
+    staging = tiles + kind.tiles_size;
     reads_image = kLoadsLanes && !call.in_norm.mean && by_rows(kind.levels[0]) &&
                   kind.levels[0].pad == 1 && has_plain_rows<T>(call.x);
   }
@@ -52,6 +68,7 @@ struct UnitForward {
   void start(int64_t y0) {
     int64_t row = y0;
     for (int l = call.depth - 1; l >= 0; --l) {
+      row = first_made(kind, l, row);
       windows[l] = {row, row};
       row = at_least(row - kind.levels[l].pad, 0);
     }
@@ -61,6 +78,8 @@ struct UnitForward {
   void fill(int l, int64_t begin, int64_t end) {
     const Level& level = kind.levels[l];
     Window& window = windows[l];
+    begin = first_made(kind, l, begin);
+    end = last_made(kind, l, end);
     const int planes = level.c_in * level.phases * level.phases;
     if (begin > window.begin && window.end > begin) {
       const size_t kept = size_t((window.end - begin) * kind.row + margin(level)) * sizeof(T);
@@ -130,7 +149,32 @@ struct UnitForward {
       return by_rows_of({image, x.stride_h, x.stride_c, false, y0 == 0, y1 == x.h});
     }
     fill(l, y0, y1 + level.reach);
-    const T* in = buffers[l] + (y0 - windows[l].begin) * kind.row;
+    T* in = buffers[l] + (y0 - windows[l].begin) * kind.row;
+    if (level.winograd) {
+      // What is read behind the last row comes to nothing, but subnormal numbers would take long.
+      const int64_t behind = at_least(windows[l].end, y1 + level.reach) - y0;
+      for (int c = 0; c < level.c_in; ++c) {
+        clear(in + c * level.plane + behind * kind.row,
+              (y1 - y0) % 2 * kind.row + Winograd<T>::kReadsBehind);
+      }
+      return Winograd<T>{.in = in,
+                         .in_row = kind.row,
+                         .in_plane = level.plane,
+                         .c_in = level.c_in,
+                         .weights = weights,
+                         .bias = bias,
+                         .c_out = level.c_out,
+                         .activation = activation,
+                         .around = around,
+                         .out = out,
+                         .out_row = out_row,
+                         .out_plane = out_plane,
+                         .rows = y1 - y0,
+                         .width = level.out_w,
+                         .lanes = call.lanes,
+                         .memory = tiles}
+          .run();
+    }
     if (by_rows(level)) return by_rows_of({in, kind.row, level.plane});
     // A vector a pixel: row by row, so that nothing is computed between them.
     const int64_t runs = call.lanes > 1 ? y1 - y0 : 1;
@@ -143,7 +187,8 @@ struct UnitForward {
   }
 
   bool by_rows(const Level& level) const {
-    return call.lanes == 1 && takes_rows<T>(level.plain, level.c_out, level.out_w);
+    return call.lanes == 1 && !level.winograd &&
+           takes_rows<T>(level.plain, level.c_out, level.out_w);
   }
 
   // Rows [y0, y1) of an image whose channels are not interleaved; of a vector of images side by
@@ -161,7 +206,8 @@ struct UnitForward {
     if (moments || call.residual.data) return false;
     const Scalar own = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
     return call.lanes > 1 ? call.y.lanes > 1
-                          : (by_rows(last()) && call.y.dtype == own && call.y.stride_w == 1);
+                          : ((by_rows(last()) || last().winograd) && call.y.dtype == own &&
+                             call.y.stride_w == 1);
   }
 
   // Adds the residual to finished rows.
@@ -285,12 +331,18 @@ struct UnitForward {
 BUNIT_INLINE Window input_rows(const ForwardCall& call, const Kind& kind, int64_t y0, int64_t y1) {
   for (int l = call.depth - 1; l > 0; --l) {
     const Level& level = kind.levels[l];
-    y0 = at_least(y0 - level.pad, 0);
-    y1 = at_least(at_most(y1 + level.reach - level.pad, kind.levels[l - 1].out_h), y0);
+    y0 = at_least(first_made(kind, l, y0) - level.pad, 0);
+    y1 = last_made(kind, l, y1 + level.reach) - level.pad;
+    y1 = at_least(at_most(y1, kind.levels[l - 1].out_h), y0);
   }
   const Level& level = kind.levels[0];
   return {at_most(at_least(y0 * call.stride - level.pad, 0), call.x.h),
           at_most(at_least((y1 + level.reach) * call.stride - level.pad, 0), call.x.h)};
+}
+
+// Segments begin with even rows, as tiles do.
+BUNIT_INLINE int64_t first_row(const ForwardCall& call, int64_t segment) {
+  return at_most((call.y.h + 1) / 2 * segment / call.segments * 2, call.y.h);
 }
 
 // Units [first, last) of image n (of `lanes` images from n * lanes on), output rows of one segment.
@@ -299,8 +351,7 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
                   void* scratch) {
   ForwardCall call = given;
   T* memory = static_cast<T*>(scratch);
-  const int64_t y0 = call.y.h * segment / call.segments;
-  const int64_t y1 = call.y.h * (segment + 1) / call.segments;
+  const int64_t y0 = first_row(call, segment), y1 = first_row(call, segment + 1);
   const PackedUnit &begin = call.units[first], &end = call.units[last - 1];
   // The next item is mostly that of the next units.
   const int64_t channels = end.in_channel + end.kind->levels[0].c_in - begin.in_channel;

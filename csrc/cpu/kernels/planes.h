@@ -9,6 +9,14 @@ BUNIT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1)
 BUNIT_INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 BUNIT_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// From `p` on: where element `index` is aligned to a vector, behind a vector and before another.
+template <class T>
+BUNIT_INLINE T* with_aligned(T* p, int64_t index) {
+  constexpr uintptr_t kAlign = sizeof(Vec<T>);
+  const uintptr_t behind = reinterpret_cast<uintptr_t>(p + kLanes<T> + index) % kAlign;
+  return p + kLanes<T> + (kAlign - behind) % kAlign / sizeof(T);
+}
+
 // Few elements, mostly one: a call of memset would take longer, hence volatile.
 template <class T>
 BUNIT_INLINE void clear(T* data, int64_t n) {

@@ -192,25 +192,49 @@ BUNIT_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
 #endif
 }
 
-// Lanes of a and b by turns, each added to one half a vector away: half as many sums of each.
+// Lanes of a and b by turns, of their first and of their second halves.
 template <class T>
-BUNIT_INLINE Vec<T> add_halves(Vec<T> a, Vec<T> b) {
-  constexpr int kN = kLanes<T>;
+struct Halves {
+  Vec<T> first, second;
+
+  BUNIT_INLINE Halves(Vec<T> a, Vec<T> b) {
+    constexpr int kN = kLanes<T>;
 #if defined(__clang__)
-  T lanes[2][kN], sums[kN];
-  memcpy(lanes[0], &a, sizeof(a));
-  memcpy(lanes[1], &b, sizeof(b));
-  for (int i = 0; i < kN; ++i) sums[i] = lanes[i % 2][i / 2] + lanes[i % 2][i / 2 + kN / 2];
-  return load(sums);
+    T lanes[2][kN], turned[2][kN];
+    memcpy(lanes[0], &a, sizeof(a));
+    memcpy(lanes[1], &b, sizeof(b));
+    for (int i = 0; i < kN; ++i) {
+      turned[0][i] = lanes[i % 2][i / 2];
+      turned[1][i] = lanes[i % 2][i / 2 + kN / 2];
+    }
+    first = load(turned[0]);
+    second = load(turned[1]);
 #else
-  Mask<T> low{}, high{};
+    Mask<T> low{}, high{};
 #pragma GCC unroll 16
-  for (int j = 0; j < kN; ++j) {
-    low[j] = j / 2 + (j % 2) * kN;
-    high[j] = low[j] + kN / 2;
-  }
-  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+    for (int j = 0; j < kN; ++j) {
+      low[j] = j / 2 + (j % 2) * kN;
+      high[j] = low[j] + kN / 2;
+    }
+    first = __builtin_shuffle(a, b, low);
+    second = __builtin_shuffle(a, b, high);
 #endif
+  }
+};
+
+// block[0], block[1]: half as many sums of lanes of each of kLanes vectors; two are left of each,
+// that of its even and that of its odd lanes.
+template <class T>
+BUNIT_INLINE Halves<T> sum_pairs(Vec<T> (&block)[kLanes<T>]) {
+#pragma GCC unroll 4
+  for (int width = kLanes<T> / 2; width > 1; width /= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < width; ++i) {
+      const Halves<T> halves(block[i], block[i + width]);
+      block[i] = halves.first + halves.second;
+    }
+  }
+  return {block[0], block[1]};
 }
 
 // out[i] = sum of the lanes of v[i], for `n` vectors.
@@ -221,13 +245,10 @@ BUNIT_INLINE void sum_each(const Vec<T>* v, int n, T* out) {
     Vec<T> block[kN];
 #pragma GCC unroll 16
     for (int i = 0; i < kN; ++i) block[i] = first + i < n ? v[first + i] : Vec<T>{};
-#pragma GCC unroll 4
-    for (int width = kN / 2; width > 0; width /= 2) {
-#pragma GCC unroll 16
-      for (int i = 0; i < width; ++i) block[i] = add_halves<T>(block[i], block[i + width]);
-    }
+    const Halves<T> pairs = sum_pairs<T>(block);
+    const Vec<T> sums = pairs.first + pairs.second;
     const int count = n - first < kN ? n - first : kN;
-    memcpy(out + first, &block[0], size_t(count) * sizeof(T));
+    memcpy(out + first, &sums, size_t(count) * sizeof(T));
   }
 }
 
