@@ -53,7 +53,7 @@ WITH_AVX512 = {
     ("unit_conv2d", False, True): Widths(NEVER, NEVER),
     ("unit_conv2d", True, False): Widths(at_least(24), at_least(16)),
     ("unit_conv2d", True, True): Widths(at_least(8), at_least(8)),
-    ("unit_conv2d_train", True, False): Widths(NEVER, NEVER),
+    ("unit_conv2d_train", True, False): Widths(at_least(96), at_least(96)),
     ("unit_conv2d_train", True, True): Widths(at_least(16), at_least(16)),
 }
 WITH_AVX512_BFLOAT16 = {
@@ -77,7 +77,7 @@ WITH_AVX2 = {
     ("unit_conv2d", False, True): Widths(NEVER, NEVER),
     ("unit_conv2d", True, False): Widths(at_least(48), at_least(32)),
     ("unit_conv2d", True, True): Widths(at_least(64), at_least(32)),
-    ("unit_conv2d_train", True, False): Widths(NEVER, NEVER),
+    ("unit_conv2d_train", True, False): Widths(at_least(96), at_least(96)),
     ("unit_conv2d_train", True, True): Widths(at_least(64), NEVER),
 }
 HAS_AVX512 = CPU_MISSING is None and torch.ops.bunit_kernels.cpu_isa() == "avx512"
