@@ -1,6 +1,6 @@
 """What each Triton kernel takes of each architecture: compiles what layers launch, needs no GPU.
 
-    python bench/resources/triton_kernels.py [--arch 80 ...] [--likeliest]
+    python bench/resources/triton_kernels.py [--arch 80 ...] [--dtype float32 ...] [--likeliest]
 
 Runs the operations of bench's layers and a few odd ones with launches taken out: each kernel is
 compiled by Triton's own ``warmup`` for the arguments that it is launched with, in every
@@ -28,6 +28,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # kernels are to be compiled
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from triton_work import DTYPES
 from triton_work import run as run_work
 from usage import Usage, parse, report
 
@@ -132,13 +133,14 @@ def usage_of(variant: Variant, arch: int) -> Usage:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=DTYPES)
     parser.add_argument("--likeliest", action="store_true", help="not the other configurations")
     options = parser.parse_args(arguments)
     rows, wrong = [], []
     for arch in options.arch:
         found: dict[tuple, Variant] = {}
         with compiling_for(arch, found, not options.likeliest):
-            for layer in run_work():
+            for layer in run_work(options.dtype):
                 print(f"sm_{arch}: {layer}, {len(found)} kernels so far", file=sys.stderr)
         for variant in found.values():
             row = usage_of(variant, arch)

@@ -47,11 +47,11 @@ class Widths(NamedTuple):
 WITH_AVX512 = {
     ("conv2d", False, False): Widths(NEVER, NEVER),
     ("conv2d", False, True): Widths(range(12, 24), range(12, 24)),
-    ("conv2d", True, False): Widths(at_least(24), at_least(12)),
-    ("conv2d", True, True): Widths(at_least(4), at_least(4)),
+    ("conv2d", True, False): Widths(at_least(64), at_least(24)),
+    ("conv2d", True, True): Widths(at_least(8), at_least(8)),
     ("unit_conv2d", False, False): Widths(NEVER, NEVER),
     ("unit_conv2d", False, True): Widths(NEVER, NEVER),
-    ("unit_conv2d", True, False): Widths(at_least(24), at_least(16)),
+    ("unit_conv2d", True, False): Widths(at_least(48), at_least(16)),
     ("unit_conv2d", True, True): Widths(at_least(8), at_least(8)),
     ("unit_conv2d_train", True, False): Widths(at_least(96), at_least(96)),
     ("unit_conv2d_train", True, True): Widths(at_least(16), at_least(16)),
@@ -59,26 +59,26 @@ WITH_AVX512 = {
 WITH_AVX512_BFLOAT16 = {
     ("conv2d", False, False): Widths(at_least(64), at_least(24)),
     ("conv2d", False, True): Widths(at_least(4), at_least(4)),
-    ("conv2d", True, False): Widths(at_least(12), at_least(8)),
-    ("conv2d", True, True): Widths(at_least(4), at_least(4)),
+    ("conv2d", True, False): Widths(at_least(24), at_least(12)),
+    ("conv2d", True, True): Widths(at_least(4), at_least(8)),
     ("unit_conv2d", False, False): Widths(at_least(32), at_least(32)),
     ("unit_conv2d", False, True): Widths(at_least(8), at_least(8)),
     ("unit_conv2d", True, False): Widths(at_least(12), at_least(12)),
     ("unit_conv2d", True, True): Widths(at_least(4), at_least(4)),
-    ("unit_conv2d_train", True, False): Widths(at_least(24), at_least(16)),
+    ("unit_conv2d_train", True, False): Widths(at_least(24), at_least(12)),
     ("unit_conv2d_train", True, True): Widths(at_least(4), at_least(8)),
 }
 WITH_AVX2 = {
     ("conv2d", False, False): Widths(NEVER, NEVER),
     ("conv2d", False, True): Widths(NEVER, NEVER),
-    ("conv2d", True, False): Widths(at_least(48), at_least(32)),
-    ("conv2d", True, True): Widths(at_least(32), at_least(32)),
+    ("conv2d", True, False): Widths(at_least(64), at_least(96)),
+    ("conv2d", True, True): Widths(at_least(64), at_least(96)),
     ("unit_conv2d", False, False): Widths(NEVER, NEVER),
     ("unit_conv2d", False, True): Widths(NEVER, NEVER),
-    ("unit_conv2d", True, False): Widths(at_least(48), at_least(32)),
+    ("unit_conv2d", True, False): Widths(at_least(64), at_least(96)),
     ("unit_conv2d", True, True): Widths(at_least(64), at_least(32)),
     ("unit_conv2d_train", True, False): Widths(at_least(96), at_least(96)),
-    ("unit_conv2d_train", True, True): Widths(at_least(64), NEVER),
+    ("unit_conv2d_train", True, True): Widths(at_least(64), at_least(96)),
 }
 HAS_AVX512 = CPU_MISSING is None and torch.ops.bunit_kernels.cpu_isa() == "avx512"
 CUDA_FROM_WIDTH = 16

@@ -1,7 +1,7 @@
 """``stacked_unit_conv2d``: all levels of convolutional units in one launch, norms folded in.
 
 The backward pass recomputes the hidden activations level by level, so that nothing but the input
-(and the output, where the residual's activation needs it) is kept for it.
+(and the output, where it tells the gradient of the last activation) is kept for it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def _save(ctx, inputs, output):
     ctx.depth, ctx.num_biases = len(weights), len(biases)
     ctx.names = [names[0]] * (ctx.depth - 1) + [names[1]]
     ctx.residual_activation = None if residual is None else names[2]
-    kept = output if ctx.residual_activation not in (None, "identity") else None
+    last = ctx.names[-1] if residual is None else ctx.residual_activation
+    kept = None if last == "identity" or needs_input(last) else output
     ctx.save_for_backward(x, kept, *weights, *biases)
 
 
@@ -52,8 +53,10 @@ def _backward(ops, ctx, grad):
     if ctx.residual_activation is not None:
         grad = grad_residual = activation_grad(ctx.residual_activation, grad, output)
 
+    # Nothing is recomputed for a last activation whose gradient the output tells.
+    told = ctx.names[-1] == "identity" or (ctx.residual_activation is None and output is not None)
     inputs, saved = [x], []
-    for i in range(depth):
+    for i in range(depth - 1 if told else depth):
         bias = biases[i] if biases else None
         z = ops.stacked_conv2d(
             inputs[i], weights[i], bias, rows[i], strides[i], ctx.dilation, "identity"
@@ -62,6 +65,8 @@ def _backward(ops, ctx, grad):
         saved.append(z if needs_input(ctx.names[i]) else y)
         inputs.append(y)
 
+    if told:
+        saved.append(output)
     grad_weights, grad_biases = [None] * depth, [None] * ctx.num_biases
     for i in reversed(range(depth)):
         config = (rows[i], strides[i], ctx.dilation)
