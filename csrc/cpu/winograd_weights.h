@@ -33,7 +33,7 @@ inline int64_t winograd_weights(int64_t c_in, int64_t c_out) {
 // Elements that a strip of tiles takes (Winograd::memory): transformed inputs and products.
 inline int64_t winograd_memory(int64_t c_in, int64_t lanes) {
   constexpr int64_t kVectors = 6, kAccumulators = 24;  // at most
-  return lanes * (16 * (c_in * kVectors + 1) + 16 * kAccumulators + 1);
+  return lanes * (16 * (c_in * kVectors + 1) + 16 * kAccumulators + kPlanesApart);
 }
 
 // G g G' of each pair of channels, g being weight(output, input, tap), as [block of output

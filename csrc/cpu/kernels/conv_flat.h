@@ -5,7 +5,7 @@
 // lanes work. What is computed between the rows is garbage that nobody reads.
 #pragma once
 
-#include "vec.h"
+#include "activations.h"
 
 namespace bunit::BUNIT_ISA {
 

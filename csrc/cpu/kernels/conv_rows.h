@@ -182,43 +182,47 @@ void conv_rows(const RowsOf<T>& in, int c_in, const T* weights, const T* bias, i
                Activation activation, bool around, T* out, int64_t out_plane, int64_t out_row,
                int64_t rows, int64_t width, Soon* soon) {
   static const T zeros[kLanes<T> + 2] = {};
-  const int limit = rows_of_strip(channels < kBlock ? channels : kBlock);
+  const int limit = rows_of_strip(channels < kBlock ? channels : kBlock), rest = channels % kBlock;
   const int64_t strips = (rows + limit - 1) / limit;
   int64_t y = 0;
   for (int64_t s = 0; s < strips; ++s) {
     const int strip = int((rows - y) / (strips - s));
+    const auto of = [&](int block) {
+      return in.padded ? row_strip<T, true>(block, strip)
+                       : row_strip<T, !kLoadsLanes>(block, strip);
+    };
+    const RowStripFn<T> run = channels < kBlock ? nullptr : of(kBlock);
+    const RowStripFn<T> run_rest = rest == 0 ? nullptr : of(rest);
+    const bool top = !in.padded && in.top && y == 0;
+    const bool bottom = !in.padded && in.bottom && y + strip == rows;
+    StripRows<T> strip_rows{.in = nullptr,
+                            .row = in.row,
+                            .plane = in.plane,
+                            .first = zeros,
+                            .last = zeros,
+                            .first_plane = top ? 0 : in.plane,
+                            .last_plane = bottom ? 0 : in.plane,
+                            .lanes = {kAllLanes, kAllLanes, kAllLanes}};
     for (int64_t next = 0; next < width; next += kLanes<T>) {
       // The last vector of a row begins where it ends with the row.
       const int64_t x = next + kLanes<T> <= width ? next : width - kLanes<T>;
       if (soon) soon->ask();
-      const T* at = in.in + y * in.row + x;
-      StripRows<T> strip_rows{at,
-                              in.row,
-                              in.plane,
-                              at,
-                              at + (strip + 1) * in.row,
-                              in.plane,
-                              in.plane,
-                              {kAllLanes, kAllLanes, kAllLanes}};
+      strip_rows.in = in.in + y * in.row + x;
+      if (!top) strip_rows.first = strip_rows.in;
+      if (!bottom) strip_rows.last = strip_rows.in + (strip + 1) * in.row;
       if (!in.padded) {
-        if (x == 0) strip_rows.lanes[0] = LaneBits(kAllLanes << 1);
-        if (x + kLanes<T> == width) strip_rows.lanes[2] = LaneBits((1 << (kLanes<T> - 1)) - 1);
-        if (in.top && y == 0) {
-          strip_rows.first = zeros;
-          strip_rows.first_plane = 0;
-        }
-        if (in.bottom && y + strip == rows) {
-          strip_rows.last = zeros;
-          strip_rows.last_plane = 0;
-        }
+        strip_rows.lanes[0] = LaneBits(kAllLanes << (x == 0));
+        const bool ends = x + kLanes<T> == width;
+        strip_rows.lanes[2] = ends ? LaneBits((1 << (kLanes<T> - 1)) - 1) : kAllLanes;
       }
-      for (int c = 0; c < channels; c += kBlock) {
-        const int block = channels - c < kBlock ? channels - c : kBlock;
-        const auto run =
-            in.padded ? row_strip<T, true>(block, strip) : row_strip<T, !kLoadsLanes>(block, strip);
-        run(strip_rows, c_in, weights + int64_t(c) * 9 * c_in, bias ? bias + c : nullptr,
-            activation, around, out + c * out_plane + y * out_row + x, out_plane, out_row);
+      T* to = out + y * out_row + x;
+      const T *w = weights, *b = bias;
+      for (int c = kBlock; c <= channels; c += kBlock, to += kBlock * out_plane) {
+        run(strip_rows, c_in, w, b, activation, around, to, out_plane, out_row);
+        w += int64_t(kBlock) * 9 * c_in;
+        b = b ? b + kBlock : nullptr;
       }
+      if (rest) run_rest(strip_rows, c_in, w, b, activation, around, to, out_plane, out_row);
     }
     y += strip;
   }

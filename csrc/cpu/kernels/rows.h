@@ -2,6 +2,7 @@
 // channel is decided before: per row it would take longer than the arithmetic.
 #pragma once
 
+#include "activations.h"
 #include "convert.h"
 
 namespace bunit::BUNIT_ISA {

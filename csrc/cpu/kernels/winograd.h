@@ -14,7 +14,7 @@
 #pragma once
 
 #include "conv_flat.h"
-#include "rows.h"
+#include "planes.h"
 
 namespace bunit::BUNIT_ISA {
 
@@ -140,14 +140,9 @@ struct Winograd {
     }
   }
 
-  T* aligned_memory() const {
-    constexpr uintptr_t kAlign = sizeof(Vec<T>);
-    return memory + (kAlign - reinterpret_cast<uintptr_t>(memory) % kAlign) % kAlign / sizeof(T);
-  }
-
   template <bool Sided>
   void run_strip(const Strip& strip) const {
-    T* const transformed = aligned_memory();
+    T* const transformed = with_aligned(memory, 0);
     // A vector more, or powers of two of them would share the sets of the cache.
     const int64_t step = (int64_t(c_in) * strip.count + 1) * kN;
     T* const products = transformed + (Sided ? 16 : 8) * step;
