@@ -142,6 +142,25 @@ def test_auto_keeps_away_from_wrong_convolutions(units, training):
     torch.testing.assert_close(layer(x).double(), expected, atol=0.1, rtol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size", "options"),
+    [
+        (torch.bfloat16, (1, 6), {"kernel_size": 2, "padding": 2, "dilation": 3}),
+        (torch.float16, (2, 1), {"kernel_size": 1, "padding": 1, "stride": 2}),
+    ],
+    ids=str,
+)
+def test_auto_keeps_away_from_convolutions_that_end_the_process(dtype, size, options):
+    """Outputs that meet no pixel are those of a bias alone."""
+    layer = StackedConv2d("16-16", num_units=2, norm=None, **options)
+    with torch.no_grad():
+        x = torch.randn(3, 32, *size)
+        x = x.contiguous(memory_format=torch.channels_last)
+        expected = copy.deepcopy(layer).double()(x.double())
+        actual = layer.to(dtype)(x.to(dtype))
+    torch.testing.assert_close(actual.double(), expected, atol=0.1, rtol=0.05)
+
+
 @pytest.mark.parametrize("preferred", [True, False])
 def test_auto_gives_what_the_backend_it_takes_gives(preferred, monkeypatch):
     monkeypatch.setattr(_choice, "prefers_torch", lambda *_: preferred)

@@ -104,8 +104,17 @@ def prefers_torch(op: str, layout: StackLayout, geometry: ConvGeometry | None, x
 
 
 def torch_errs(geometry: ConvGeometry, x: Tensor) -> bool:
-    """Whether PyTorch's own convolution of ``x`` is wrong on processors with AMX, forward and back:
-    bfloat16 outputs one pixel wide of a stride above 1 (torch 2.13, pytorch/pytorch#188426)."""
-    if x.dtype != torch.bfloat16 or geometry.stride == 1:
+    """Whether PyTorch's own convolution of ``x`` fails on processors with instructions for half
+    precision, forward and back (torch 2.13): bfloat16 outputs one pixel wide of a stride above 1
+    are wrong (with AMX, pytorch/pytorch#188426), and outputs that meet no pixel, all taps being in
+    the padding, may end the process (bfloat16, 1x1 pixels, kernel 2, padding 2, dilation 3;
+    float16, 2x1 pixels, kernel 1, padding 1, stride 2)."""
+    if x.dtype not in (torch.bfloat16, torch.float16):
         return False
-    return geometry.level_sizes(*x.shape[2:])[1][1] == 1
+    sizes = geometry.level_sizes(*x.shape[2:])
+    kernel = geometry.layout.levels[0].blocks[0][2]
+    if geometry.pads[0] > geometry.dilation * (kernel - 1):
+        return True
+    if any(min(size) < geometry.dilation for size in sizes[:-1]):
+        return True
+    return x.dtype == torch.bfloat16 and geometry.stride > 1 and sizes[1][1] == 1
