@@ -14,7 +14,7 @@ import torch
 
 from bunit_kernels import StackedConv2d, StackedLinear, backend
 
-WIDTHS = (2, 4, 8, 16, 32, 64)
+WIDTHS = (2, 4, 8, 16, 32, 64, 128)
 CHANNELS = 128
 IMAGES = ((16, 28), (64, 8))  # how many, height and width
 
@@ -47,7 +47,7 @@ def row(layer, x, grad: bool, rounds: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="cpp against PyTorch's operators, by width.")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--dtype", default="float32", help="such as bfloat16")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     arguments = parser.parse_args()
     rounds, dtype = arguments.rounds, getattr(torch, arguments.dtype)
     print("how many times the time of cpp PyTorch takes, by width of unit")

@@ -50,7 +50,7 @@ WITH_AVX512 = {
     ("conv2d", True, False): Widths(at_least(64), at_least(24)),
     ("conv2d", True, True): Widths(at_least(8), at_least(8)),
     ("unit_conv2d", False, False): Widths(NEVER, NEVER),
-    ("unit_conv2d", False, True): Widths(NEVER, NEVER),
+    ("unit_conv2d", False, True): Widths(NEVER, at_least(96)),
     ("unit_conv2d", True, False): Widths(at_least(48), at_least(16)),
     ("unit_conv2d", True, True): Widths(at_least(8), at_least(8)),
     ("unit_conv2d_train", True, False): Widths(at_least(96), at_least(96)),
@@ -95,12 +95,12 @@ def prefers_torch(op: str, layout: StackLayout, geometry: ConvGeometry | None, x
     such units and input."""
     if x.is_cuda:
         return layout.width >= CUDA_FROM_WIDTH
-    if geometry is None or torch_errs(geometry, x):
+    if geometry is None:
         return False
     grad = op == "unit_conv2d_train" or torch.is_grad_enabled()
     channels_last = x.stride(1) == 1 and not x.is_contiguous()
     widths = _convolutions(x.dtype)[op, grad, channels_last]
-    return layout.width in widths[x.shape[-1] < SHORT]
+    return layout.width in widths[x.shape[-1] < SHORT] and not torch_errs(geometry, x)
 
 
 def torch_errs(geometry: ConvGeometry, x: Tensor) -> bool:

@@ -16,8 +16,8 @@ struct Window {
   int64_t begin, end;
 };
 
-// The first and the last but one row of level l's padded input that come with row `row`: Winograd's
-// tiles of the level before are two rows tall.
+// Where rows of level l's padded input begin and end if they are to begin and end with `row`: with
+// whole tiles of the level before, where Winograd makes it two rows at a time.
 BUNIT_INLINE bool is_second_of_tile(const Kind& kind, int l, int64_t row) {
   const int64_t y = row - kind.levels[l].pad;
   return l > 0 && kind.levels[l - 1].winograd && y > 0 && y % 2 == 1;

@@ -51,8 +51,8 @@ BUNIT_INLINE Vec<double> splat_pair(const double* p) {
   return take_turns<double>(splat(p[0]), splat(p[1]));
 }
 
-// Pixels and those on their left and right. Where a vector is a cache line `p` is aligned: then
-// three lines are read and their lanes shifted, as two of the loads would straddle lines.
+// Pixels and those on their left and right. Where a vector is a cache line three of them are read
+// and their lanes shifted: `p` being aligned, two loads would straddle lines else.
 template <class T>
 struct Neighbours {
   Vec<T> left, own, right;
@@ -76,8 +76,8 @@ struct Neighbours {
 // only pixels are written.
 template <class T>
 struct Winograd {
-  // Planes of rows from row and column -1 of the outputs on; column 0 is aligned to a vector, and
-  // so are rows and planes. A row more than the outputs need is read where they are odd in number,
+  // Planes of rows from row and column -1 of the outputs on; column 0 is best aligned to a vector,
+  // as rows and planes are. A row more than the outputs need is read where they are odd in number,
   // a vector before the first row, and kReadsBehind elements behind the last one.
   const T* in;
   int64_t in_row, in_plane;
