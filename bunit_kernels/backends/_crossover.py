@@ -100,7 +100,9 @@ def prefers_torch(op: str, layout: StackLayout, geometry: ConvGeometry | None, x
     grad = op == "unit_conv2d_train" or torch.is_grad_enabled()
     channels_last = x.stride(1) == 1 and not x.is_contiguous()
     widths = _convolutions(x.dtype)[op, grad, channels_last]
-    return layout.width in widths[x.shape[-1] < SHORT] and not torch_errs(geometry, x)
+    # By name: torch.compile of torch 2.11 takes no bool as an index.
+    widths = widths.short_rows if x.shape[-1] < SHORT else widths.long_rows
+    return layout.width in widths and not torch_errs(geometry, x)
 
 
 def torch_errs(geometry: ConvGeometry, x: Tensor) -> bool:
