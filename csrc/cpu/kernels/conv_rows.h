@@ -18,34 +18,94 @@ constexpr int rows_of_strip(int channels) {
                                                   : 0);
 }
 
-// The rows that a strip reads, `row` elements apart in each plane: what lies beside an image that
-// has no padding is not read but zero. The first and the last row may lie elsewhere.
+// The rows that strips read, `row` elements apart in each plane, from row and column -1 on. Planes
+// hold their padding; of those that have none, what lies outside the image is not read but zero.
 template <class T>
 struct StripRows {
   const T* in;
   int64_t row, plane;
-  const T *first, *last;
-  int64_t first_plane, last_plane;
-  LaneBits lanes[3];  // by column of the kernel
+  bool padded = true;
+  bool top = false, bottom = false;  // without padding: whether the image ends with the outputs
 };
 
-// `Rows` rows of a vector of `Channels` output channels of a 3x3 convolution, stride 1. Of `Padded`
-// rows nothing lies elsewhere and all lanes are read, by loads that need not know.
+// Memory that will be read soon, asked for a few lines at a time between strips of arithmetic: then
+// it comes while they run.
+struct Soon {
+  const char* at = nullptr;
+  int64_t lines = 0;  // left to ask for
+  int64_t per_strip = 0;
+
+  BUNIT_INLINE void ask() {
+    const int64_t count = lines < per_strip ? lines : per_strip;
+    for (int64_t i = 0; i < count; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
+    at += 64 * count;
+    lines -= count;
+  }
+};
+
+// A pointer whose next value the compiler does not work out beforehand: one a row takes more
+// registers than there are.
+template <class T>
+BUNIT_INLINE T* stepped(T* p, int64_t step) {
+  p += step;
+  asm("" : "+r"(p));
+  return p;
+}
+
+// `Rows` rows of `width` pixels of `Channels` output channels of a 3x3 convolution, stride 1, a
+// vector at a time.
 template <class T, int Channels, int Rows, bool Padded>
 struct RowStrip {
   static void run(const StripRows<T>& rows, int c_in, const T* weights, const T* bias,
-                  Activation activation, bool around, T* out, int64_t out_plane, int64_t out_row) {
-    const T *in = rows.in, *first = rows.first, *last = rows.last;
-    const int64_t row = rows.row;
-    Vec<T> acc[Channels][Rows];
+                  Activation activation, bool around, T* out, int64_t out_plane, int64_t out_row,
+                  int64_t width, Soon* soon) {
+    for (int64_t next = 0; next < width; next += kLanes<T>) {
+      // The last vector of a row begins where it ends with the row.
+      const int64_t x = next + kLanes<T> <= width ? next : width - kLanes<T>;
+      if (soon) soon->ask();
+      Vec<T> acc[Channels][Rows];
+      sums(rows, c_in, weights, bias, x, x + kLanes<T> == width, acc);
+      if (activation == Activation::relu) {
+#pragma GCC unroll 16
+        for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+          for (int i = 0; i < Rows; ++i) acc[c][i] = max0<T>(acc[c][i]);
+        }
+      }
+      if (around) {
+        finish(acc, out + x, out_plane, out_row, [](T* p, Vec<T> v) { store_around(p, v); });
+      } else {
+        finish(acc, out + x, out_plane, out_row, [](T* p, Vec<T> v) { store(p, v); });
+      }
+      switch (activation) {
+        case Activation::identity:
+        case Activation::relu:
+          break;
+        default:
+          for (int c = 0; c < Channels; ++c) {
+            for (int i = 0; i < Rows; ++i) {
+              activate_in_place(activation, out + x + c * out_plane + i * out_row, kLanes<T>);
+            }
+          }
+      }
+    }
+  }
+
+  static BUNIT_INLINE void sums(const StripRows<T>& rows, int c_in, const T* weights, const T* bias,
+                                int64_t x, bool ends, Vec<T> (&acc)[Channels][Rows]) {
 #pragma GCC unroll 16
     for (int c = 0; c < Channels; ++c) {
 #pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i) acc[c][i] = bias ? splat<T>(bias[c]) : Vec<T>{};
     }
+    static const T zeros[kLanes<T> + 2] = {};
+    const T* in = rows.in + x;
+    const T* first = rows.top ? zeros : in;
+    const T* last = rows.bottom ? zeros : in + (Rows + 1) * rows.row;
+    const int64_t first_plane = rows.top ? 0 : rows.plane;
+    const int64_t last_plane = rows.bottom ? 0 : rows.plane;
     for (int p = 0; p < c_in; ++p, weights += 9 * Channels) {
-      for (int kx = 0; kx < 3; ++kx) {
-        const LaneBits lanes = rows.lanes[kx];
+      const auto add_column = [&](int kx, auto read) BUNIT_ALWAYS {
         Vec<T> w[3][Channels];
 #pragma GCC unroll 16
         for (int ky = 0; ky < 3; ++ky) {
@@ -56,42 +116,32 @@ struct RowStrip {
         }
 #pragma GCC unroll 16
         for (int i = 0; i < Rows + 2; ++i) {
-          const T* at = Padded || (i > 0 && i <= Rows) ? in + i * row : i == 0 ? first : last;
-          const Vec<T> x = Padded ? load(at + kx) : load_lanes(at + kx, lanes);
+          const T* at = Padded || (i > 0 && i <= Rows) ? in + i * rows.row : i == 0 ? first : last;
+          const Vec<T> v = read(at + kx);
 #pragma GCC unroll 16
           for (int ky = 0; ky < 3; ++ky) {
             if (i - ky < 0 || i - ky >= Rows) continue;
 #pragma GCC unroll 16
-            for (int c = 0; c < Channels; ++c) acc[c][i - ky] += w[ky][c] * x;
+            for (int c = 0; c < Channels; ++c) add_product<T>(acc[c][i - ky], w[ky][c], v);
           }
         }
+      };
+      // Loads of some lanes take the arithmetic units' time.
+      const auto whole = [](const T* at) BUNIT_ALWAYS { return load(at); };
+      if (Padded || x > 0) {
+        add_column(0, whole);
+      } else {
+        add_column(0, [](const T* at) BUNIT_ALWAYS { return load_lanes(at, kAllButFirst<T>); });
+      }
+      add_column(1, whole);
+      if (Padded || !ends) {
+        add_column(2, whole);
+      } else {
+        add_column(2, [](const T* at) BUNIT_ALWAYS { return load_lanes(at, kAllButLast<T>); });
       }
       in += rows.plane;
-      first += rows.first_plane;
-      last += rows.last_plane;
-    }
-    if (activation == Activation::relu) {
-#pragma GCC unroll 16
-      for (int c = 0; c < Channels; ++c) {
-#pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i) acc[c][i] = max0<T>(acc[c][i]);
-      }
-    }
-    if (around) {
-      finish(acc, out, out_plane, out_row, [](T* p, Vec<T> v) { store_around(p, v); });
-    } else {
-      finish(acc, out, out_plane, out_row, [](T* p, Vec<T> v) { store(p, v); });
-    }
-    switch (activation) {
-      case Activation::identity:
-      case Activation::relu:
-        return;
-      default:
-        for (int c = 0; c < Channels; ++c) {
-          for (int i = 0; i < Rows; ++i) {
-            activate_in_place(activation, out + c * out_plane + i * out_row, kLanes<T>);
-          }
-        }
+      first += first_plane;
+      last += last_plane;
     }
   }
 
@@ -100,17 +150,20 @@ struct RowStrip {
                                   int64_t out_row, F put) {
 #pragma GCC unroll 16
     for (int c = 0; c < Channels; ++c) {
+      T* row = out;
 #pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i) {
-        put(out + c * out_plane + i * out_row, acc[c][i]);
+        put(row, acc[c][i]);
+        row = stepped(row, out_row);
       }
+      out = stepped(out, out_plane);
     }
   }
 };
 
 template <class T>
 using RowStripFn = void (*)(const StripRows<T>&, int, const T*, const T*, Activation, bool, T*,
-                            int64_t, int64_t);
+                            int64_t, int64_t, int64_t, Soon*);
 
 template <class T, bool Padded, int Channels, class S>
 struct RowStrips {
@@ -150,38 +203,12 @@ BUNIT_INLINE bool takes_rows(bool plain, int channels, int64_t width) {
   return plain && rows_of_strip(channels < kBlock ? channels : kBlock) > 0 && fills_rows<T>(width);
 }
 
-// Where conv_rows begins to read: row and column -1 of the outputs it makes, rows `row` elements
-// apart. Planes hold their padding; of an image that has none, what lies outside is not read.
-template <class T>
-struct RowsOf {
-  const T* in;
-  int64_t row, plane;
-  bool padded = true;
-  bool top = false, bottom = false;  // without padding: whether the image ends with the outputs
-};
-
-// Memory that will be read soon, asked for a few lines at a time between strips of arithmetic: then
-// it comes while they run.
-struct Soon {
-  const char* at = nullptr;
-  int64_t lines = 0;  // left to ask for
-  int64_t per_strip = 0;
-
-  BUNIT_INLINE void ask() {
-    const int64_t count = lines < per_strip ? lines : per_strip;
-    for (int64_t i = 0; i < count; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
-    at += 64 * count;
-    lines -= count;
-  }
-};
-
 // out[c][y][x] = activation(bias[c] + sum over c_in, ky, kx) for `rows` rows of `width` pixels;
 // only pixels are written.
 template <class T>
-void conv_rows(const RowsOf<T>& in, int c_in, const T* weights, const T* bias, int channels,
+void conv_rows(const StripRows<T>& in, int c_in, const T* weights, const T* bias, int channels,
                Activation activation, bool around, T* out, int64_t out_plane, int64_t out_row,
                int64_t rows, int64_t width, Soon* soon) {
-  static const T zeros[kLanes<T> + 2] = {};
   const int limit = rows_of_strip(channels < kBlock ? channels : kBlock), rest = channels % kBlock;
   const int64_t strips = (rows + limit - 1) / limit;
   int64_t y = 0;
@@ -191,38 +218,20 @@ void conv_rows(const RowsOf<T>& in, int c_in, const T* weights, const T* bias, i
       return in.padded ? row_strip<T, true>(block, strip)
                        : row_strip<T, !kLoadsLanes>(block, strip);
     };
+    StripRows<T> strip_rows = in;
+    strip_rows.in += y * in.row;
+    strip_rows.top = in.top && y == 0;
+    strip_rows.bottom = in.bottom && y + strip == rows;
+    T* to = out + y * out_row;
+    const T *w = weights, *b = bias;
     const RowStripFn<T> run = channels < kBlock ? nullptr : of(kBlock);
-    const RowStripFn<T> run_rest = rest == 0 ? nullptr : of(rest);
-    const bool top = !in.padded && in.top && y == 0;
-    const bool bottom = !in.padded && in.bottom && y + strip == rows;
-    StripRows<T> strip_rows{.in = nullptr,
-                            .row = in.row,
-                            .plane = in.plane,
-                            .first = zeros,
-                            .last = zeros,
-                            .first_plane = top ? 0 : in.plane,
-                            .last_plane = bottom ? 0 : in.plane,
-                            .lanes = {kAllLanes, kAllLanes, kAllLanes}};
-    for (int64_t next = 0; next < width; next += kLanes<T>) {
-      // The last vector of a row begins where it ends with the row.
-      const int64_t x = next + kLanes<T> <= width ? next : width - kLanes<T>;
-      if (soon) soon->ask();
-      strip_rows.in = in.in + y * in.row + x;
-      if (!top) strip_rows.first = strip_rows.in;
-      if (!bottom) strip_rows.last = strip_rows.in + (strip + 1) * in.row;
-      if (!in.padded) {
-        strip_rows.lanes[0] = LaneBits(kAllLanes << (x == 0));
-        const bool ends = x + kLanes<T> == width;
-        strip_rows.lanes[2] = ends ? LaneBits((1 << (kLanes<T> - 1)) - 1) : kAllLanes;
-      }
-      T* to = out + y * out_row + x;
-      const T *w = weights, *b = bias;
-      for (int c = kBlock; c <= channels; c += kBlock, to += kBlock * out_plane) {
-        run(strip_rows, c_in, w, b, activation, around, to, out_plane, out_row);
-        w += int64_t(kBlock) * 9 * c_in;
-        b = b ? b + kBlock : nullptr;
-      }
-      if (rest) run_rest(strip_rows, c_in, w, b, activation, around, to, out_plane, out_row);
+    for (int c = kBlock; c <= channels; c += kBlock, to += kBlock * out_plane) {
+      run(strip_rows, c_in, w, b, activation, around, to, out_plane, out_row, width, soon);
+      w += int64_t(kBlock) * 9 * c_in;
+      b = b ? b + kBlock : nullptr;
+    }
+    if (rest) {
+      of(rest)(strip_rows, c_in, w, b, activation, around, to, out_plane, out_row, width, soon);
     }
     y += strip;
   }

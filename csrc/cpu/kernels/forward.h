@@ -42,10 +42,17 @@ struct UnitForward {
   T* tiles;     // what Winograd works in
   Window windows[kLevels];
   bool reads_image;  // whether the first level reads the image where it lies
+  bool padded;       // whether buffers hold their padding; else they are read as such an image is
+  int64_t row;       // elements a row in every buffer
   Soon soon;
 
   UnitForward(const ForwardCall& call, const PackedUnit& unit, int64_t n, T* scratch)
       : call(call), unit(unit), kind(*unit.kind), n(n) {
+    reads_image = kLoadsLanes && !call.in_norm.mean && by_rows(kind.levels[0]) &&
+                  kind.levels[0].pad == 1 && has_plain_rows<T>(call.x);
+    padded = !reads_image;
+    for (int l = 1; l < call.depth; ++l) padded = padded || !by_rows(kind.levels[l]);
+    row = padded ? kind.row : call.x.w;
     spare = scratch;
     scratch += kind.row + kLanes<T>;
     for (int l = 0; l < call.depth; ++l) {
@@ -56,13 +63,11 @@ struct UnitForward {
     finished = with_aligned(scratch, 0);
     tiles = finished + last().c_out * kind.out_plane;
     staging = tiles + kind.tiles_size;
-    reads_image = kLoadsLanes && !call.in_norm.mean && by_rows(kind.levels[0]) &&
-                  kind.levels[0].pad == 1 && has_plain_rows<T>(call.x);
   }
 
   const Level& last() const { return kind.levels[call.depth - 1]; }
   // Elements of padding on the left of a level's input rows.
-  int64_t margin(const Level& level) const { return level.pad * call.lanes; }
+  int64_t margin(const Level& level) const { return padded ? level.pad * call.lanes : 0; }
 
   // The windows from which output row `y0` is made.
   void start(int64_t y0) {
@@ -82,10 +87,10 @@ struct UnitForward {
     end = last_made(kind, l, end);
     const int planes = level.c_in * level.phases * level.phases;
     if (begin > window.begin && window.end > begin) {
-      const size_t kept = size_t((window.end - begin) * kind.row + margin(level)) * sizeof(T);
+      const size_t kept = size_t((window.end - begin) * row + margin(level)) * sizeof(T);
       for (int i = 0; i < planes; ++i) {
         T* plane = buffers[l] + i * level.plane;
-        memmove(plane, plane + (begin - window.begin) * kind.row, kept);
+        memmove(plane, plane + (begin - window.begin) * row, kept);
       }
     }
     window.begin = begin;
@@ -93,7 +98,7 @@ struct UnitForward {
     window.end = at_least(window.end, end);
     if (from >= end) return;
     if (l == 0) {
-      const PlaneMap map{kind.row, level.plane, call.lanes, call.stride, level.pad, level.phases};
+      const PlaneMap map{row, level.plane, call.lanes, call.stride, level.pad, level.phases};
       const int64_t top = at_most(at_least(from * call.stride - level.pad, 0), call.x.h);
       const int64_t bottom = at_most(at_least(end * call.stride - level.pad, top), call.x.h);
       const Image x = as_planes(call.x, unit.in_channel, level.c_in, top, bottom);
@@ -118,19 +123,24 @@ struct UnitForward {
     const Level& target = kind.levels[next];
     const int64_t top = at_most(at_least(y0, 0), y1);
     const int64_t bottom = at_least(at_most(y1, level.out_h), top);
-    T* rows = buffers[next] + (y0 + target.pad - base) * kind.row;
-    for (int c = 0; c < level.c_out; ++c) clear(rows + c * target.plane, (top - y0) * kind.row);
+    T* rows = buffers[next] + (y0 + target.pad - base) * row;
     if (bottom > top) {
-      run_level(l, top, bottom, rows + (top - y0) * kind.row + margin(target), target.plane,
-                kind.row, call.hidden);
+      run_level(l, top, bottom, rows + (top - y0) * row + margin(target), target.plane, row,
+                call.hidden);
     }
+    if (padded) clear_padding(level, target, rows, y0, y1, top, bottom);
+  }
+
+  // Of the planes of rows [y0, y1), of which those of [top, bottom) are made.
+  void clear_padding(const Level& level, const Level& target, T* rows, int64_t y0, int64_t y1,
+                     int64_t top, int64_t bottom) const {
     const int64_t left = margin(target), width = level.out_w * call.lanes;
     for (int c = 0; c < level.c_out; ++c) {
       T* plane = rows + c * target.plane;
-      T* row = plane + (top - y0) * kind.row;
-      clear(row, left);
-      clear_each(row + left + width, bottom - top, kind.row, kind.row - width);
-      clear(plane + (bottom - y0) * kind.row, (y1 - bottom) * kind.row + left);
+      T* first = plane + (top - y0) * row;
+      clear(plane, (top - y0) * row + left);
+      clear_each(first + left + width, bottom - top, row, row - width);
+      clear(plane + (bottom - y0) * row, (y1 - bottom) * row + left);
     }
   }
 
@@ -139,26 +149,28 @@ struct UnitForward {
     const Level& level = kind.levels[l];
     const T* weights = static_cast<const T*>(unit.weights[l]);
     const T* bias = static_cast<const T*>(unit.biases[l]);
-    const auto by_rows_of = [&](const RowsOf<T>& rows) {
+    const auto by_rows_of = [&](StripRows<T> rows, bool has_padding) {
+      rows.padded = has_padding;
+      rows.top = y0 == 0;
+      rows.bottom = y1 == level.out_h;
       conv_rows<T>(rows, level.c_in, weights, bias, level.c_out, activation, around, out, out_plane,
                    out_row, y1 - y0, level.out_w, soon.lines > 0 ? &soon : nullptr);
     };
     if (l == 0 && reads_image) {
       const Image& x = call.x;
       const T* image = static_cast<const T*>(x.data) + offset_of(x, n, unit.in_channel, y0 - 1, -1);
-      return by_rows_of({image, x.stride_h, x.stride_c, false, y0 == 0, y1 == x.h});
+      return by_rows_of({image, x.stride_h, x.stride_c}, false);
     }
     fill(l, y0, y1 + level.reach);
-    T* in = buffers[l] + (y0 - windows[l].begin) * kind.row;
+    T* in = buffers[l] + (y0 - windows[l].begin) * row;
     if (level.winograd) {
       // What is read behind the last row comes to nothing, but subnormal numbers would take long.
       const int64_t behind = at_least(windows[l].end, y1 + level.reach) - y0;
       for (int c = 0; c < level.c_in; ++c) {
-        clear(in + c * level.plane + behind * kind.row,
-              (y1 - y0) % 2 * kind.row + Winograd<T>::kReadsBehind);
+        clear(in + c * level.plane + behind * row, (y1 - y0) % 2 * row + Winograd<T>::kReadsBehind);
       }
       return Winograd<T>{.in = in,
-                         .in_row = kind.row,
+                         .in_row = row,
                          .in_plane = level.plane,
                          .c_in = level.c_in,
                          .weights = weights,
@@ -175,14 +187,14 @@ struct UnitForward {
                          .memory = tiles}
           .run();
     }
-    if (by_rows(level)) return by_rows_of({in, kind.row, level.plane});
+    if (by_rows(level)) return by_rows_of({in - !padded, row, level.plane}, padded);
     // A vector a pixel: row by row, so that nothing is computed between them.
     const int64_t runs = call.lanes > 1 ? y1 - y0 : 1;
     const int64_t flat =
-        call.lanes > 1 ? level.out_w * call.lanes : (y1 - y0 - 1) * kind.row + level.out_w;
+        call.lanes > 1 ? level.out_w * call.lanes : (y1 - y0 - 1) * row + level.out_w;
     for (int64_t r = 0; r < runs; ++r) {
-      conv_flat<T>(in + r * kind.row, level.offsets, level.taps, weights, bias, level.c_out,
-                   activation, out + r * out_row, out_plane, flat);
+      conv_flat<T>(in + r * row, level.offsets, level.taps, weights, bias, level.c_out, activation,
+                   out + r * out_row, out_plane, flat);
     }
   }
 

@@ -46,6 +46,10 @@ BUNIT_INLINE Vec<T> load(const T* p) {
 // are read (kLoadsLanes).
 typedef uint16_t LaneBits;
 constexpr LaneBits kAllLanes = 0xffff;
+template <class T>
+constexpr LaneBits kAllButFirst = LaneBits((1 << kLanes<T>)-2);
+template <class T>
+constexpr LaneBits kAllButLast = LaneBits((1 << (kLanes<T> - 1)) - 1);
 constexpr bool kLoadsLanes = BUNIT_VECTOR_BYTES == 64;
 template <class T>
 BUNIT_INLINE Vec<T> load_lanes(const T* p, LaneBits lanes) {
@@ -78,6 +82,20 @@ BUNIT_INLINE void store_around(T* p, Vec<T> v) {
 template <class T>
 BUNIT_INLINE Vec<T> splat(T s) {
   return s - Vec<T>{};  // unlike 0 + s, the same bits for every s: no instruction
+}
+// sum += a * b, in place: left to itself the compiler lets a product take the place of a factor,
+// and then moves it.
+template <class T>
+BUNIT_INLINE void add_product(Vec<T>& sum, Vec<T> a, Vec<T> b) {
+#if BUNIT_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8) {
+    asm("vfmadd231pd %1, %2, %0" : "+v"(sum) : "v"(a), "v"(b));
+  } else {
+    asm("vfmadd231ps %1, %2, %0" : "+v"(sum) : "v"(a), "v"(b));
+  }
+#else
+  sum += a * b;
+#endif
 }
 template <class T>
 BUNIT_INLINE Vec<T> keep(Vec<T> v, Mask<T> mask) {  // bitwise: a masked NaN is gone
