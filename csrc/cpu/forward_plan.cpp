@@ -109,6 +109,9 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
         level.plain && takes_winograd(level.c_in, level.c_out, x.h * x.w, options_.pass);
     level.out_h = conv_size(h, unit.kernel, unit.pad, stride, options_.dilation);
     level.out_w = conv_size(w, unit.kernel, unit.pad, stride, options_.dilation);
+    level.by_rows =
+        plan.part.lanes == 1 && !level.winograd &&
+        kernels().takes_rows[compute_index(dtype_)](level.plain, level.c_out, level.out_w);
     STD_TORCH_CHECK(level.out_h >= 1 && level.out_w >= 1, "level ", l + 1, " gets ", h, "x", w,
                     " pixels, too few for its kernel of ", unit.kernel);
     // At stride 1 the zeros between two rows serve both as padding.
@@ -140,11 +143,17 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
 // As many rows at a time as the cache holds, in even steps.
 void ForwardPlan::set_step(Kind& kind, int64_t in_w, int64_t lanes) const {
   const int64_t vector = kernels().vector_bytes / compute_size(dtype_);
-  int64_t per_row = kind.levels[stack_.depth - 1].c_out, fixed = 0, extra = 0;
+  const int64_t depth = stack_.depth;
+  // Where all levels are made by rows, those of the first read the image and those of the last
+  // write the output in their place (mostly).
+  bool in_place = kernels().loads_lanes && kind.levels[0].pad == 1 && depth > 1;
+  for (int64_t l = 0; l < depth; ++l) in_place = in_place && kind.levels[l].by_rows;
+  int64_t per_row = in_place ? 0 : kind.levels[depth - 1].c_out, fixed = 0, extra = 0;
   bool tiles = false;
-  for (int l = stack_.depth - 1; l >= 0; --l) {
+  for (int64_t l = depth - 1; l >= 0; --l) {
     const Level& level = kind.levels[l];
-    const int64_t planes = int64_t(level.c_in) * level.phases * level.phases;
+    const int64_t planes =
+        l == 0 && in_place ? 0 : int64_t(level.c_in) * level.phases * level.phases;
     extra += level.reach;
     per_row += planes;
     fixed += planes * extra;

@@ -116,12 +116,29 @@ void for_each_item(int64_t count, const std::function<void(int64_t)>& body) {
     for (int64_t item = 0; item < count; ++item) body(item);
     return;
   }
+  // Each thread begins with a share of its own, the same in every call: what one left in its cache
+  // is of use to it again, and outputs need not be fetched from another's. Who is done helps
+  // others.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  std::vector<Share> shares(static_cast<size_t>(threads));
+  for (int64_t t = 0; t < threads; ++t) {
+    shares[size_t(t)].next = count * t / threads;
+    shares[size_t(t)].end = count * (t + 1) / threads;
+  }
   // Few enough items at a time to balance, enough that neighbours in memory stay together.
   const int64_t batch = std::max<int64_t>(1, count / (threads * 32));
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t first; (first = next.fetch_add(batch)) < count;) {
-      for (int64_t item = first; item < std::min(first + batch, count); ++item) body(item);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      for (int64_t k = 0; k < threads; ++k) {
+        Share& share = shares[size_t((t + k) % threads)];
+        for (int64_t first; (first = share.next.fetch_add(batch)) < share.end;) {
+          const int64_t last = std::min(first + batch, share.end);
+          for (int64_t item = first; item < last; ++item) body(item);
+        }
+      }
     }
   });
 }

@@ -48,6 +48,7 @@ struct Level {
   int phases;     // stride phases an axis that taps use
   bool plain;     // 3x3, stride and dilation 1
   bool winograd;  // made in tiles of 2x2, whose rows begin at even ones
+  bool by_rows;   // made by conv_rows
   int64_t out_h, out_w;
   int64_t rows;            // capacity of a plane
   int64_t plane;           // elements from one plane to the next

@@ -199,7 +199,7 @@ BUNIT_INLINE bool fills_rows(int64_t width) {
 // Whether conv_rows serves: 3x3, stride and dilation 1 (told by `plain`), such rows, and registers
 // for as many channels.
 template <class T>
-BUNIT_INLINE bool takes_rows(bool plain, int channels, int64_t width) {
+bool takes_rows(bool plain, int channels, int64_t width) {
   return plain && rows_of_strip(channels < kBlock ? channels : kBlock) > 0 && fills_rows<T>(width);
 }
 

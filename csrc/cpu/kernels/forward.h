@@ -48,10 +48,10 @@ struct UnitForward {
 
   UnitForward(const ForwardCall& call, const PackedUnit& unit, int64_t n, T* scratch)
       : call(call), unit(unit), kind(*unit.kind), n(n) {
-    reads_image = kLoadsLanes && !call.in_norm.mean && by_rows(kind.levels[0]) &&
+    reads_image = kLoadsLanes && !call.in_norm.mean && kind.levels[0].by_rows &&
                   kind.levels[0].pad == 1 && has_plain_rows<T>(call.x);
     padded = !reads_image;
-    for (int l = 1; l < call.depth; ++l) padded = padded || !by_rows(kind.levels[l]);
+    for (int l = 1; l < call.depth; ++l) padded = padded || !kind.levels[l].by_rows;
     row = padded ? kind.row : call.x.w;
     spare = scratch;
     scratch += kind.row + kLanes<T>;
@@ -187,7 +187,7 @@ struct UnitForward {
                          .memory = tiles}
           .run();
     }
-    if (by_rows(level)) return by_rows_of({in - !padded, row, level.plane}, padded);
+    if (level.by_rows) return by_rows_of({in - !padded, row, level.plane}, padded);
     // A vector a pixel: row by row, so that nothing is computed between them.
     const int64_t runs = call.lanes > 1 ? y1 - y0 : 1;
     const int64_t flat =
@@ -196,11 +196,6 @@ struct UnitForward {
       conv_flat<T>(in + r * row, level.offsets, level.taps, weights, bias, level.c_out, activation,
                    out + r * out_row, out_plane, flat);
     }
-  }
-
-  bool by_rows(const Level& level) const {
-    return call.lanes == 1 && !level.winograd &&
-           takes_rows<T>(level.plain, level.c_out, level.out_w);
   }
 
   // Rows [y0, y1) of an image whose channels are not interleaved; of a vector of images side by
@@ -218,7 +213,7 @@ struct UnitForward {
     if (moments || call.residual.data) return false;
     const Scalar own = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
     return call.lanes > 1 ? call.y.lanes > 1
-                          : ((by_rows(last()) || last().winograd) && call.y.dtype == own &&
+                          : ((last().by_rows || last().winograd) && call.y.dtype == own &&
                              call.y.stride_w == 1);
   }
 
@@ -299,7 +294,7 @@ struct UnitForward {
     int64_t strips = 0;
     for (int l = 0; l < call.depth; ++l) {
       const Level& level = kind.levels[l];
-      if (!by_rows(level)) continue;
+      if (!level.by_rows) continue;
       const int64_t limit = rows_of_strip(level.c_out < kBlock ? level.c_out : kBlock);
       strips += level.out_h / limit * ((level.out_w + kLanes<T> - 1) / kLanes<T>);
     }

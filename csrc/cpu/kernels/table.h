@@ -9,6 +9,8 @@ namespace bunit {
 struct Kernels {
   const char* isa;
   int vector_bytes;
+  bool loads_lanes;  // and so reads rows without padding
+  bool (*takes_rows[2])(bool plain, int channels, int64_t width);
   void (*forward[2])(const ForwardCall&, int64_t n, int64_t first, int64_t last, int64_t segment,
                      void* scratch);
   void (*backward[2])(const BackwardCall&, int64_t block, int64_t segment, int64_t first,
