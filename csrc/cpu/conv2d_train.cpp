@@ -171,7 +171,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
                   {},
                   norms.back().norm(),
                   activation_of(out_activation),
-                  activation_of(residual_activation)};
+                  activation_of(residual_activation),
+                  !channels_last && goes_around_caches(image_of(y), z.size(2) * z.size(3))};
   Tensor added = y;
   if (residual) {
     for (int i = 0; i < 4; ++i) {

@@ -223,10 +223,8 @@ void ForwardPlan::run(const UnitRange& units, const Image& x, const Image& y, co
   call.after_residual = options_.after_residual;
   call.in_norm = in_norm;
   call.in_activation = in_activation;
-  const int64_t row_bytes = y.w * element_size(dtype_);
-  call.around = y.data && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(y.data) % 64 == 0 &&
-                (options_.out == Activation::identity || options_.out == Activation::relu) &&
-                goes_around_caches(y.data, y.n * y.c * y.h * row_bytes);
+  call.around = (options_.out == Activation::identity || options_.out == Activation::relu) &&
+                goes_around_caches(y, y.w);
   std::vector<Moments> parts;
   for (const PartPlan& plan : plans_) {
     call.x = images_of(x, plan.part.first, plan.part.count);

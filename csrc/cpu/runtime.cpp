@@ -11,11 +11,14 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
+
+#include "tensors.h"
 
 namespace bunit {
 namespace {
@@ -156,9 +159,14 @@ void advise_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-bool goes_around_caches(const void* data, int64_t bytes) {
-  if (bytes < kAroundBytes) return false;
-  return bytes > std::max(largest_cache(), kAroundBytes) || is_mapped(data, bytes);
+bool goes_around_caches(const Image& out, int64_t piece) {
+  constexpr int64_t kLine = 64;
+  const int64_t size = element_size(out.dtype), bytes = out.n * out.c * out.h * out.w * size;
+  if (!out.data || bytes < kAroundBytes || piece * size % kLine != 0 ||
+      reinterpret_cast<uintptr_t>(out.data) % kLine != 0) {
+    return false;
+  }
+  return bytes > std::max(largest_cache(), kAroundBytes) || is_mapped(out.data, bytes);
 }
 
 }  // namespace bunit

@@ -24,13 +24,14 @@ int64_t num_threads();
 // 2 MiB instead of one every 4 KiB, which otherwise takes longer than the computation.
 void advise_huge_pages(void* data, int64_t bytes);
 
-// Whether an output is better written around the caches, its old contents neither read nor others'
-// displaced. Only large ones, and of memory that the process touches for the first time (which the
-// system clears, through the caches) only those that are larger than the caches.
+// Whether an output, written in pieces of `piece` elements, is better written around the caches,
+// its old contents neither read nor others' displaced. Only in whole cache lines, only large ones,
+// and of memory that the process touches for the first time (which the system clears, through the
+// caches) only those that are larger than the caches.
 //
 // 64 units 2-4-2, N=128, 32x32 (67 MB), in ms, through / around the caches: on a Zen 5 with 32 MiB
 // of third-level cache, memory new to the process, 13.7/12.0; on a Xeon with 480 MiB,
 // new 20.7/24.4, used before 12.8/12.1, that in channels_last 24.7/17.7.
-bool goes_around_caches(const void* data, int64_t bytes);
+bool goes_around_caches(const Image& out, int64_t piece);
 
 }  // namespace bunit

@@ -154,6 +154,7 @@ struct AffineCall {
   Image z, y, residual;
   Norm norm;
   Activation activation, after_residual;
+  bool around;  // write y around the caches
 };
 
 // Sums of g and g * zhat (see BackwardCall) over one image: [n][c][2].

@@ -80,6 +80,12 @@ BUNIT_INLINE void copy_row(const T* source, T* target, int64_t n) {
   for (; i < n; ++i) target[i] = source[i];
 }
 
+// The same around the caches, of whole vectors.
+template <class T>
+BUNIT_INLINE void copy_around(const T* source, T* target, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<T>) store_around(target + i, load(source + i));
+}
+
 BUNIT_INLINE void read_as(const float* source, float* target, int64_t n) {
   copy_row(source, target, n);
 }

@@ -65,18 +65,19 @@ BUNIT_INLINE T* pixels_of(const Image& image, int64_t n, int64_t c) {
 // The output's pixels of channel c, from those of z and of the residual.
 template <class T>
 BUNIT_INLINE void affine_row(const AffineCall& call, int64_t c, int64_t count, const T* z,
-                             const T* residual, T* y) {
+                             const T* residual, T* y, bool around) {
   const ChannelNorm<T> normalised(call.norm, c);
   with_activation<T>(call.activation, [&](auto activated) BUNIT_ALWAYS {
     if (!residual) {
-      return map_row(count, y, [&](auto load_at, int64_t i) BUNIT_ALWAYS {
-        return activated(normalised(load_at(z + i)));
-      });
+      const auto value = [&](auto load_at, int64_t i)
+                             BUNIT_ALWAYS { return activated(normalised(load_at(z + i))); };
+      return map_row(count, y, value, around);
     }
-    map_row(count, y, [&](auto load_at, int64_t i) BUNIT_ALWAYS {
+    const auto value = [&](auto load_at, int64_t i) BUNIT_ALWAYS {
       const Vec<T> sum = activated(normalised(load_at(z + i))) + load_at(residual + i);
       return activate<T>(call.after_residual, sum);
-    });
+    };
+    map_row(count, y, value, around);
   });
 }
 
@@ -87,14 +88,14 @@ void affine_item(const AffineCall& call, int64_t n, int64_t c0, int64_t c1) {
   if (is_plain<T>(call.z) && is_plain<T>(call.residual) && is_plain<T>(call.y)) {
     for (int64_t c = c0; c < c1; ++c) {
       affine_row<T>(call, c, call.z.h * call.z.w, pixels_of<T>(call.z, n, c),
-                    added ? pixels_of<T>(call.residual, n, c) : nullptr,
-                    pixels_of<T>(call.y, n, c));
+                    added ? pixels_of<T>(call.residual, n, c) : nullptr, pixels_of<T>(call.y, n, c),
+                    call.around);
     }
     return;
   }
   const Image images[] = {call.z, call.residual};
   for_each_row<T>(images, call.y, n, c0, c1, [&](int64_t c, T* const(&rows)[3], int64_t count) {
-    affine_row<T>(call, c, count, rows[0], added ? rows[1] : nullptr, rows[2]);
+    affine_row<T>(call, c, count, rows[0], added ? rows[1] : nullptr, rows[2], false);
   });
 }
 

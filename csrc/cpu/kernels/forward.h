@@ -250,7 +250,11 @@ struct UnitForward {
       const T center = mean_of(row, width);
       Vec<T> first{}, second{};
       for (int64_t r = 0; r < rows; ++r, row += finished_row(), out += call.y.stride_h) {
-        if (stores) copy_row(row, out, width);
+        if (stores && call.around) {
+          copy_around(row, out, width);
+        } else if (stores) {
+          copy_row(row, out, width);
+        }
         int64_t i = 0;
         for (; i + kLanes<T> <= width; i += kLanes<T>) {
           const Vec<T> d = load(row + i) - center;

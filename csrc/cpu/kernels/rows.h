@@ -23,10 +23,15 @@ struct LoadFirst {
 };
 
 // target[i] = value(load_at, i) for `n` elements, in vectors from i on that load_at(pointer) reads.
-// `target` must not be what is read: some elements are made twice.
+// `target` must not be what is read: some elements are made twice. `around` the caches only whole
+// vectors of aligned memory.
 template <class T, class F>
-BUNIT_INLINE void map_row(int64_t n, T* target, F value) {
+BUNIT_INLINE void map_row(int64_t n, T* target, F value, bool around = false) {
   int64_t i = 0;
+  if (around) {
+    for (; i < n; i += kLanes<T>) store_around(target + i, value(LoadWhole{}, i));
+    return;
+  }
   for (; i + kLanes<T> <= n; i += kLanes<T>) store(target + i, value(LoadWhole{}, i));
   if (i == n) return;
   if (i > 0) return store(target + n - kLanes<T>, value(LoadWhole{}, n - kLanes<T>));
