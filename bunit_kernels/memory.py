@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 
-
 _MADV_HUGEPAGE = 14
 _HUGE_PAGE = 1 << 21
 
