@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +35,33 @@ def page_faults(policy: str) -> int:
 def test_kept_memory_costs_no_page_faults():
     usual, kept = page_faults("usual"), page_faults("keep")
     assert kept < usual / 10, (kept, usual)
+
+
+# Whether the end of a fresh tensor of 64 MB lies in memory for which huge pages are wanted (hg).
+FLAGS = """
+import sys, torch
+import bunit_kernels
+if not bunit_kernels.memory.keep_freed_memory():
+    sys.exit("no glibc")
+tensor = torch.zeros(16 << 20)
+end, here = tensor.data_ptr() + tensor.nbytes - 1, False
+for line in open("/proc/self/smaps"):
+    first = line.split()[0]
+    if "-" in first and not first.endswith(":"):
+        low, high = (int(address, 16) for address in first.split("-"))
+        here = low <= end < high
+    elif here and first == "VmFlags:":
+        print("hg" in line.split())
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(),
+    reason="a system without transparent huge pages",
+)
+def test_kept_memory_wants_huge_pages():
+    done = subprocess.run([sys.executable, "-c", FLAGS], capture_output=True, text=True)
+    if done.stderr.strip() == "no glibc":
+        pytest.skip("no glibc")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "True", done.stdout
