@@ -184,6 +184,12 @@ LEVEL_CONVS = (
     ConvCase("19-14", 2, size=(3, 15, 13), layout="channels_last", grad_layout="channels_last"),
     ConvCase("17-16", 1, size=(17, 7, 5), padding=2, layout="sliced"),
     ConvCase("9-8", 2, size=(2, 17, 33), bias=False),
+    # Rows without padding, backward too: bands of an image, of two rows, windows, more images than
+    # sums stay vectors for.
+    ConvCase("2-3", 1, size=(1, 64, 48), layout="window", grad_layout="window"),
+    ConvCase("5-1", 1, size=(2, 2, 16), grad_layout="window"),
+    ConvCase("3-2", 2, size=(35, 3, 30), layout="transposed", grad_layout="channels_last"),
+    ConvCase(("2-3", "4-7", "16-16", "2-2:k5"), size=(2, 40, 28), layout="channels_last"),
     *(ConvCase("2-3", 5, layout=x, grad_layout=x) for x in LAYOUTS),
     *(ConvCase(("2-3", "1-1"), layout=x, grad_layout=x) for x in LAYOUTS),
     *(ConvCase("2-3", 2, size=s, layout="loose", grad_layout="loose") for s in _THIN),
@@ -263,6 +269,10 @@ UNIT_CONVS = (
     ConvCase(("16-32-16", "8-8-8", "12-24-12:k5"), size=(2, 19, 16)),
     ConvCase("4-16-16", 2, size=(2, 31, 30), stride=2, activation="hardswish"),
     ConvCase("2-16-16-3", 2, size=(1, 53, 11), layout="sliced"),
+    ConvCase("2-4-3", 1, size=(2, 64, 48), layout="window", grad_layout="window"),
+    ConvCase("1-2-5-1", 1, size=(35, 2, 16), residual="relu"),
+    ConvCase(("2-4-3", "5-9-1", "16-16-16", "2-4-2:k5"), size=(2, 40, 28), layout="channels_last"),
+    ConvCase(("2-4-3", "5-9-1", "16-16-16", "2-4-2:k5"), size=(2, 40, 28)),
     *(ConvCase("2-3-2", 3, layout=x, grad_layout=x) for x in LAYOUTS if x != "expanded"),
     *(
         ConvCase("2-3-2", 2, size=s, layout="loose", grad_layout="loose", residual="relu")

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "winograd_weights.h"
-
 namespace bunit {
 namespace {
 
@@ -129,6 +127,19 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, Pass pass, Part
         4 * channels * lanes * std::max(kind.tiles_at_once, in_row) + 16 * blocks + 2 * lanes);
   }
 
+  const auto takes_rows = kernels().takes_rows[compute_index(x_.dtype)];
+  // Fewer output channels would be tiles of too few sums to hide what each waits for the one
+  // before. (32 units 16-1, N=16, 28x28: 5.3 ms by pixels, 2.5 by planes; 16-4: 5.0 and 5.6.)
+  kind.wide = !kind.winograd && per_pixel == 1 && kind.phases == 1 && kind.c_out >= kChannelBlock &&
+              fills_vectors(kind.c_in, lanes);
+  kind.by_rows = kernels().loads_lanes && per_pixel == 1 && !kind.winograd && !kind.wide &&
+                 kind.pad == 1 && grad_.h >= 2 * plan.segments &&
+                 takes_rows(kind.plain, kind.c_in, x_.w);
+  if (kind.by_rows) {
+    kind.row = x_.w;
+    plan.sums_size = std::max(plan.sums_size, int64_t(kind.taps) * kind.c_out * lanes);
+  }
+
   // The last segment may own input rows below those of its output rows.
   const int64_t below = std::max<int64_t>(0, in_rows - grad_.h);
   const int64_t slack =
@@ -140,10 +151,6 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, Pass pass, Part
   int64_t elements =
       kind.tiles_size + 2 * spare + 3 * kPlanesApart * lanes + kind.c_out * kind.grad_plane +
       int64_t(kind.c_in) * kind.phases * kind.phases * kind.x_plane + kind.c_in * kind.out_plane;
-  // Fewer output channels would be tiles of too few sums to hide what each waits for the one
-  // before. (32 units 16-1, N=16, 28x28: 5.3 ms by pixels, 2.5 by planes; 16-4: 5.0 and 5.6.)
-  kind.wide = !kind.winograd && per_pixel == 1 && kind.phases == 1 && kind.c_out >= kChannelBlock &&
-              fills_vectors(kind.c_in, lanes);
   if (kind.wide) {  // both as pixels of whole vectors of channels, aligned; the sums at the end
     elements += round_up(kind.c_in, lanes) * kind.x_plane +
                 round_up(kind.c_out, lanes) * kind.grad_plane + lanes;
@@ -154,7 +161,7 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, Pass pass, Part
   offsets_.push_back(
       tap_offsets(unit, level_, stride_, dilation, kind.phases, kind.x_plane, kind.row, per_pixel));
   kind.x_offsets = offsets_.back().data();
-  if (per_pixel > 1) return;
+  if (per_pixel > 1 || kind.by_rows) return;
 
   // Masks of 4 or 8 bytes an element, kept as 8-byte words.
   const int64_t size = plan.rows * kind.row + 2 * lanes;
@@ -256,6 +263,7 @@ void BackwardPlan::run_typed(const UnitRange& units, const BackwardCall& whole, 
     call.units = plan.units.data();
     call.block = plan.block;
     call.segments = plan.segments;
+    call.sums_size = plan.sums_size;
     call.weight_step = weights;
     call.bias_step = outs;
     call.sums_step = 2 * ins;
@@ -263,7 +271,8 @@ void BackwardPlan::run_typed(const UnitRange& units, const BackwardCall& whole, 
     if (grad_bias) call.grad_bias = bias_sums.data() + before * outs - first_out;
     if (in_sums) call.in_sums = norm_sums.data() + 2 * (before * ins - first_in);
     before += plan.blocks * plan.segments;
-    const int64_t bytes = plan.scratch_bytes + stage_bytes(call.lanes, plan.segments);
+    const int64_t bytes = plan.scratch_bytes + stage_bytes(call.lanes, plan.segments) +
+                          group_ * plan.sums_size * compute_size(x_.dtype);
     const int64_t groups = (units.last - units.first + group_ - 1) / group_;
     for_each_item(plan.blocks * plan.segments * groups, [&](int64_t item) {
       const int64_t first = units.first + item % groups * group_;

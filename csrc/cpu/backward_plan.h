@@ -5,7 +5,7 @@
 #include <deque>
 #include <vector>
 
-#include "pack.h"
+#include "parts.h"
 #include "stack.h"
 #include "tensors.h"
 
@@ -46,7 +46,7 @@ class BackwardPlan {
   // rows each.
   struct PartPlan {
     Part part;
-    int64_t segments = 1, block = 1, blocks = 0, scratch_bytes = 0;
+    int64_t segments = 1, block = 1, blocks = 0, scratch_bytes = 0, sums_size = 0;
     int64_t rows = 0;  // of the output, at most in a segment
     std::vector<BackwardKind> kinds;
     std::vector<BackwardUnit> units;

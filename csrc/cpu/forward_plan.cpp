@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "winograd_weights.h"
-
 namespace bunit {
 namespace {
 

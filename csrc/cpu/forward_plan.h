@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "pack.h"
+#include "parts.h"
 #include "stack.h"
 #include "tensors.h"
 

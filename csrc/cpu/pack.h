@@ -42,48 +42,8 @@ inline bool is_interleaved(const Image& image) {
   return image.stride_c == 1 && image.c > 1 && image.h * image.w > 1;
 }
 
-// A run of images of a batch that are worked on alike: one by one, or `lanes` side by side.
-struct Part {
-  int64_t first, count, lanes;
-};
-
 // What a plan's passes do beside the convolution; with it grows what a row costs however short.
 enum class Pass { forward, backward, with_norms };
-
-// The widest rows, in pixels, on which images side by side are quicker than one by one.
-//
-// Stride 1, on a Zen 5 (16 lanes, one thread, N=128; in ms, images one by one / side by side,
-// NCHW): forward of 2-4-2 at 8x8 11.4/5.5, at 16x16 11.5/11.6, at 28x28 (N=32) 3.8/4.4; forward and
-// backward of a level 2-4 at 8x8 38/19, 16x16 37/32, 28x28 12.1/13.8, 32x32 56/72. The same order
-// holds in channels_last. Training steps, on a Xeon of the Sapphire Rapids generation, two threads:
-// 2-4-2 at 8x8 116/36, 16x16 84/82, 4-8-4 at 28x28 (N=32) 61/69, 16-16-16 77/86; in channels_last
-// 4-8-4 112/100, 2-4-2 at 16x16 155/158.
-//
-// Longer strides pick single pixels out of rows, where a pixel of all images is a vector whatever
-// the stride. Stride 2, on a Xeon of the Sapphire Rapids generation (the same; first NCHW, then
-// channels_last): 2-4-4 at 32x32 forward 31/22, 37/41, forward and backward of its first level
-// 93/59, 130/121, training step 193/126, 295/245; at 56x56 (N=32) forward 8.4/7.6, 9.4/19, level
-// 28/23, 42/50, training step 75/54, 103/113; at 112x112 (N=16) level 56/62, training 105/119.
-inline int64_t widest_side_by_side(int64_t lanes, int64_t stride, bool interleaved, Pass pass) {
-  if (stride > 1 && !interleaved) return 4 * lanes;
-  if (stride > 1) return pass == Pass::forward ? 2 * lanes - 1 : 2 * lanes;
-  if (pass == Pass::with_norms && interleaved) return 2 * lanes - 1;
-  return pass == Pass::forward ? lanes - 1 : lanes;
-}
-
-// A batch as whole vectors of images, where rows are short for vectors of pixels, and the rest.
-inline std::vector<Part> parts_of(const Stack& stack, const Image& x, int64_t stride, Pass pass) {
-  const int64_t lanes = kernels().vector_bytes / compute_size(x.dtype);
-  bool worth = x.w <= widest_side_by_side(lanes, stride, is_interleaved(x), pass);
-  bool pointwise = true;  // rows lie end to end anyway
-  for (const Unit& unit : stack.units) pointwise = pointwise && unit.kernel == 1 && unit.pad == 0;
-  worth = worth && !pointwise;
-  const int64_t whole = worth ? x.n / lanes * lanes : 0;
-  std::vector<Part> parts;
-  if (whole > 0) parts.push_back({0, whole, lanes});
-  if (whole < x.n || x.n == 0) parts.push_back({whole, x.n - whole, 1});
-  return parts;
-}
 
 // Units that one item takes: of interleaved images, the narrower of `channels` channels, those that
 // share a cache line of them. Where pixels do not begin with a line, each item meets parts of lines

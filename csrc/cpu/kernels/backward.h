@@ -1,7 +1,7 @@
 // Gradients of one level: of its weights, of its input, and through the norms on both sides.
 #pragma once
 
-#include "conv_rows.h"
+#include "backward_rows.h"
 #include "stage.h"
 #include "weight_grad.h"
 #include "weight_grad_rows.h"
@@ -9,43 +9,6 @@
 #include "weight_grad_winograd.h"
 
 namespace bunit::BUNIT_ISA {
-
-// The gradient of a level's convolution output, from that after its norm and activation.
-template <class T>
-struct ReadThroughNorm {
-  static constexpr bool kPlain = false;
-  static constexpr int kSources = 2;
-  const BackwardCall& call;
-  int64_t n;
-  T* spare;    // a row
-  T* spare_z;  // the same
-
-  const Image& source(int k) const { return k == 0 ? call.grad : call.z; }
-
-  template <class, class F>
-  BUNIT_INLINE void with_channel(int64_t c, F use) const {
-    const ChannelNorm<T> norm(call.out_norm, c);
-    const Vec<T> mean_g = value_of<T>(call.mean_g, c);
-    const Vec<T> slope = value_of<T>(call.inv_std, c) * value_of<T>(call.mean_gz, c);
-    with_activation_grad<T>(call.out_activation, [&](auto grad_at) BUNIT_ALWAYS {
-      use([=](Vec<T> grad, Vec<T> z) BUNIT_ALWAYS {
-        const Vec<T> d = z - norm.mean;
-        return norm.scale * (grad_at(d * norm.scale + norm.shift, grad) - mean_g - d * slope);
-      });
-    });
-  }
-
-  BUNIT_INLINE void operator()(int64_t c, int64_t y, int64_t x, int64_t step, T* target,
-                               int64_t count) const {
-    read_pixels(call.grad, offset_of(call.grad, n, c, y, x), step, spare, count);
-    read_pixels(call.z, offset_of(call.z, n, c, y, x), step, spare_z, count);
-    with_channel<T>(c, [&](auto value) BUNIT_ALWAYS {
-      map_row(count * call.lanes, target, [&](auto load_at, int64_t i) BUNIT_ALWAYS {
-        return value(load_at(spare + i), load_at(spare_z + i));
-      });
-    });
-  }
-};
 
 template <class T>
 struct LevelBackward {
@@ -216,7 +179,8 @@ struct LevelBackward {
           if (y1 <= y0 || last <= first) continue;
           T* rows = outs + (y0 + kind.pad - q0) * kind.row + first * lanes;
           if (call.in_norm.mean) {
-            through_in_norm(n, y0, y1, rows, in_sums);
+            through_in_norm(call, n, unit.in_channel, kind.c_in, y0, y1, rows, kind.out_plane,
+                            kind.row, spare, spare_z, in_sums);
           } else {
             store_planes(call.grad_x, n, unit.in_channel, kind.c_in, y0, y1 - y0, rows,
                          kind.out_plane, kind.row);
@@ -236,57 +200,6 @@ struct LevelBackward {
         offsets += taps;
         weights += int64_t(taps) * kind.c_in;
       }
-    }
-  }
-
-  // Multiplies rows [y0, y1) of the input's gradient by the derivative of the activation before
-  // it, writes them, and adds up what the norm's gradient needs. Only levels after the first have a
-  // norm before them, so the stride is 1 and rows are whole.
-  void through_in_norm(int64_t n, int64_t y0, int64_t y1, T* rows, double* in_sums) {
-    const Image &x = call.x, &out = call.grad_x;
-    const bool plain = has_plain_rows<T>(x) && has_plain_rows<T>(out);
-    const int64_t width = x.w * lanes;
-    for (int c = 0; c < kind.c_in; ++c) {
-      const int64_t channel = unit.in_channel + c;
-      const ChannelNorm<T> norm(call.in_norm, channel);
-      Vec<T> first{}, second{};
-      with_activation_grad<T>(call.in_activation, [&](auto grad_at) BUNIT_ALWAYS {
-        for (int64_t y = y0; y < y1; ++y) {
-          T* row = rows + c * kind.out_plane + (y - y0) * kind.row;
-          const int64_t from = offset_of(x, n, channel, y, 0),
-                        to = offset_of(out, n, channel, y, 0);
-          const T* z = spare_z;
-          if (plain) {
-            z = static_cast<const T*>(x.data) + from;
-            prefetch(x, z, width * int64_t(sizeof(T)));
-          } else {
-            read_pixels(x, from, 1, spare_z, x.w);
-          }
-          const auto add = [&](auto load_at, int64_t i, Mask<T> valid) BUNIT_ALWAYS {
-            const Vec<T> d = load_at(z + i) - norm.mean;
-            const Vec<T> g = keep<T>(grad_at(d * norm.scale + norm.shift, load(row + i)), valid);
-            first += g;
-            second += g * keep<T>(d, valid);
-            return g;
-          };
-          int64_t i = 0;
-          for (; i + kLanes<T> <= width; i += kLanes<T>) {
-            store(row + i, add(LoadWhole{}, i, ~Mask<T>{}));
-          }
-          if (i < width) {
-            const int64_t rest = width - i;
-            store_first(row + i, add(LoadFirst{rest}, i, first_lanes<T>(rest)), rest);
-          }
-          if (plain) {
-            copy_row(row, static_cast<T*>(const_cast<void*>(out.data)) + to, width);
-          } else {
-            write_pixels(out, to, 1, row, x.w);
-          }
-        }
-      });
-      in_sums[2 * channel] += double(sum<T>(first));
-      in_sums[2 * channel + 1] +=
-          double(sum<T>(second)) * double(static_cast<const T*>(call.in_inv_std)[channel]);
     }
   }
 };
@@ -351,17 +264,21 @@ struct StagedBackward {
     return memory;
   }
 
-  // Rows of the input's gradient that belong to this segment: which, depends on the padding.
+  // Rows of the input's gradient that belong to this segment: which, depends on the kind.
   template <class F>
   void store_grad_x(int64_t n, int64_t first, int64_t last, int64_t y0, F end_of) const {
     const int64_t plane = in.plane(given.x);
     for (int64_t u = first, next; u < last; u = next) {
       const BackwardKind& kind = *given.units[u].kind;
+      const auto alike = [&](const BackwardKind& other) {
+        return other.pad == kind.pad && other.by_rows == kind.by_rows;
+      };
       next = u + 1;
-      while (next < last && given.units[next].kind->pad == kind.pad) ++next;
+      while (next < last && alike(*given.units[next].kind)) ++next;
       const BackwardUnit& end = given.units[next - 1];
-      const int64_t top = at_most(at_least(y0 * given.stride - kind.pad, 0), given.x.h);
-      const int64_t bottom = at_most(end_of(kind) * given.stride - kind.pad, given.x.h);
+      const int64_t above = kind.by_rows ? 0 : kind.pad;
+      const int64_t top = at_most(at_least(y0 * given.stride - above, 0), given.x.h);
+      const int64_t bottom = at_most(end_of(kind) * given.stride - above, given.x.h);
       if (bottom <= top) continue;
       const Region own{given.units[u].in_channel, end.in_channel + end.kind->c_in, top, bottom,
                        given.lanes};
@@ -386,19 +303,36 @@ void backward_item(const BackwardCall& given, int64_t block, int64_t segment, in
   double* in_sums = given.in_sums ? given.in_sums + part * given.sums_step : nullptr;
   // Input rows below the last output row's own belong to the last segment.
   const auto end_of = [&](const BackwardKind& kind) {
+    if (kind.by_rows) return y1;
     const int64_t rows = (given.x.h - 1 + kind.pad) / given.stride + 1;
     return segment + 1 == given.segments ? rows : at_most(y1, rows);
   };
   int64_t end = y1;
   for (int64_t u = first; u < last; ++u) end = at_least(end, end_of(*given.units[u].kind));
 
-  const int64_t n1 = at_most((block + 1) * given.block, given.x.n / given.lanes);
-  for (int64_t n = block * given.block; n < n1; ++n) {
+  // Sums of weight gradients that stay vectors for some images (RowsBackward).
+  T* const sums = static_cast<T*>(scratch);
+  T* const working = sums + (last - first) * given.sums_size;
+  const auto sums_of = [&](int64_t u) {
+    return reinterpret_cast<Vec<T>*>(grad_weight ? sums + (u - first) * given.sums_size : nullptr);
+  };
+  clear(sums, working - sums);
+
+  const int64_t n0 = block * given.block;
+  const int64_t n1 = at_most(n0 + given.block, given.x.n / given.lanes);
+  for (int64_t n = n0; n < n1; ++n) {
     StagedBackward<T> staged(given, first, last, y0, y1, end);
-    T* memory = staged.load(n, static_cast<T*>(scratch));
+    T* memory = staged.load(n, working);
     for (int64_t u = first; u < last; ++u) {
-      LevelBackward<T>(staged.call, given.units[u], memory)
-          .run(n, y0, y1, end_of(*given.units[u].kind), grad_weight, grad_bias, in_sums);
+      const BackwardUnit& unit = given.units[u];
+      if (!kLoadsLanes || !unit.kind->by_rows) {
+        LevelBackward<T>(staged.call, unit, memory)
+            .run(n, y0, y1, end_of(*unit.kind), grad_weight, grad_bias, in_sums);
+        continue;
+      }
+      RowsBackward<T>(staged.call, unit, n, memory).run(y0, y1, sums_of(u), grad_bias, in_sums);
+      const bool due = (n + 1 - n0) % kImagesInSums == 0 || n + 1 == n1;
+      if (grad_weight && due) RowsBackward<T>::add_up(unit, sums_of(u), grad_weight);
     }
     if (staged.grad_x) staged.store_grad_x(n, first, last, y0, end_of);
   }

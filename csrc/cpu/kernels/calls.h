@@ -102,6 +102,7 @@ struct BackwardKind {
   bool plain;     // 3x3, stride and dilation 1
   bool wide;      // whose weight's gradient is made of pixels, not of planes
   bool winograd;  // made in tiles
+  bool by_rows;   // worked on in rows without padding (RowsBackward)
   int64_t row;    // elements a row of every buffer
   int64_t grad_plane, x_plane, out_plane;
   int64_t tiles_size;        // elements that Winograd works in
@@ -146,7 +147,8 @@ struct BackwardCall {
   int64_t sums_step, weight_step, bias_step;  // elements from a segment's to the next
   int64_t block;                              // times `lanes` images a block
   int64_t segments;                           // of the output's rows
-  bool around;  // write grad_x around the caches where it is turned about
+  int64_t sums_size;  // elements in which a unit that is worked on by rows keeps sums
+  bool around;        // write grad_x around the caches where it is turned about
 };
 
 // y = after_residual(activation(norm(z)) + residual), pixels of z, y and residual dense.

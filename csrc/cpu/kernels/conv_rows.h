@@ -4,6 +4,7 @@
 #pragma once
 
 #include "conv_flat.h"
+#include "planes.h"
 
 namespace bunit::BUNIT_ISA {
 
@@ -16,6 +17,13 @@ constexpr int rows_of_strip(int channels) {
                                : (channels == 1   ? 10
                                   : channels == 2 ? 4
                                                   : 0);
+}
+
+// How many strips conv_rows takes for a block of output channels.
+template <class T>
+BUNIT_INLINE int64_t strips_of(int channels, int64_t rows, int64_t width) {
+  const int limit = rows_of_strip(channels < kBlock ? channels : kBlock);
+  return (rows + limit - 1) / limit * ((width + kLanes<T> - 1) / kLanes<T>);
 }
 
 // The rows that strips read, `row` elements apart in each plane, from row and column -1 on. Planes
@@ -34,6 +42,18 @@ struct Soon {
   const char* at = nullptr;
   int64_t lines = 0;  // left to ask for
   int64_t per_strip = 0;
+
+  // What lies `image.ahead` from `channels` channels, the first at element `offset`, if these are
+  // one piece of memory: during `strips` strips.
+  template <class T>
+  static Soon of(const Image& image, int64_t offset, int channels, int64_t strips) {
+    const bool whole = image.stride_h == image.w * image.stride_w &&
+                       image.stride_c == image.h * image.stride_h && has_plain_rows<T>(image);
+    if (!whole || image.ahead == 0) return {};
+    const char* at = static_cast<const char*>(image.data) + offset * int64_t(sizeof(T));
+    const int64_t lines = channels * image.stride_c * int64_t(sizeof(T)) / 64;
+    return {at + image.ahead, lines, lines / (strips > 0 ? strips : 1) + 1};
+  }
 
   BUNIT_INLINE void ask() {
     const int64_t count = lines < per_strip ? lines : per_strip;

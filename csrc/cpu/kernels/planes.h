@@ -152,6 +152,9 @@ BUNIT_INLINE bool has_plain_rows(const Image& image) {
   return image.dtype == own && image.stride_w == image.lanes;
 }
 
+// Elements at a time of rows that lie end to end: between them the next image is asked for.
+constexpr int64_t kPiece = 256;
+
 // load_planes for the commonest case, in which deciding anything row by row would take longer than
 // the rest: plain rows, stride 1.
 template <class T, class Reader>
@@ -162,12 +165,17 @@ void load_plain_planes(const Reader& read, int64_t channel, int channels, const 
   const int64_t left = map.pad * map.lanes, width = shape.w * map.lanes;
   const int64_t top = at_most(at_least(q0, map.pad), q1);
   const int64_t bottom = at_least(at_most(q1, shape.h + map.pad), top);
+  bool dense = map.row == width;  // on both sides
+  for (int k = 0; k < kSources; ++k) dense = dense && read.source(k).stride_h == width;
+  const int64_t rows = bottom - top;
+  const int64_t count = dense ? (rows * width + kPiece - 1) / kPiece : rows;
+  const int64_t length = dense ? kPiece : width;
   for (int c = 0; c < channels; ++c) {
     T* row = planes + c * map.plane + (q0 - base) * map.row;
     clear(row, (top - q0) * map.row);
     row += (top - q0) * map.row;
     clear(row, left);
-    clear_each(row + left + width, bottom - top, map.row, map.row - width);
+    if (!dense) clear_each(row + left + width, rows, map.row, map.row - width);
     const T* from[kSources];
     for (int k = 0; k < kSources; ++k) {
       const Image& image = read.source(k);
@@ -176,22 +184,24 @@ void load_plain_planes(const Reader& read, int64_t channel, int channels, const 
     }
     read.template with_channel<T>(channel + c, [&](auto value) BUNIT_ALWAYS {
       T* target = row + left;
-      for (int64_t q = top; q < bottom; ++q, target += map.row) {
+      for (int64_t q = 0; q < count; ++q) {
+        const int64_t n = dense ? at_most(kPiece, rows * width - q * kPiece) : width;
         for (int k = 0; k < kSources; ++k) {
-          prefetch(read.source(k), from[k], width * int64_t(sizeof(T)));
+          prefetch(read.source(k), from[k], n * int64_t(sizeof(T)));
         }
-        map_row(width, target, [&](auto load_at, int64_t i) BUNIT_ALWAYS {
+        map_row(n, target, [&](auto load_at, int64_t i) BUNIT_ALWAYS {
           if constexpr (kSources == 1) {
             return value(load_at(from[0] + i));
           } else {
             return value(load_at(from[0] + i), load_at(from[1] + i));
           }
         });
-        for (int k = 0; k < kSources; ++k) from[k] += read.source(k).stride_h;
+        target += dense ? length : map.row;
+        for (int k = 0; k < kSources; ++k) from[k] += dense ? length : read.source(k).stride_h;
       }
     });
     // And right padding of the last row.
-    clear(row + (bottom - top) * map.row, (q1 - bottom) * map.row + left);
+    clear(row + rows * map.row, (q1 - bottom) * map.row + left);
   }
 }
 
