@@ -234,18 +234,26 @@ PLACES = [(0, 0, 0, 0), (1, 3, 4, 5), (1, 5, 6, 16), (0, 2, 3, 7), (1, 0, 0, 15)
 
 
 @pytest.mark.parametrize("value", STRANGE, ids=str)
-def test_strange_pixels_of_wide_units(value, every_backend, seed):
+@pytest.mark.parametrize(
+    ("units", "size"),
+    [("16-16", (2, 16, 17)), ("2-4", (2, 17, 32)), ("4-3", (2, 16, 30)), ("3-2", (2, 15, 16))],
+    ids=str,
+)
+def test_strange_pixels_where_inputs_are_transformed(units, size, value, every_backend, seed):
     """Transformed inputs (Winograd's) are differences, in which infinity may become NaN: but only
-    in the outputs that it reaches."""
-    case = ConvCase("16-16", 2, size=(2, 16, 17), activation="identity", out_activation="identity")
-    for place in [(0, 3, 0, 0), (1, 5, 15, 16), (0, 20, 3, 7), (1, 31, 4, 8)]:
-        t = converted(draw(case, seed, comparable=False), torch.float32)
-        t["x"][0][place] = value
-        with torch.no_grad():
-            actual, expected = conv2d(case, t), loop(case, t)
-        assert torch.equal(actual.isfinite(), expected.isfinite()), place
-        if value != value:
-            assert torch.equal(actual.isnan(), expected.isnan()), place
+    in the outputs that it reaches. The gradient of the input is made likewise."""
+    case = ConvCase(units, 2, size=size, activation="identity", out_activation="identity")
+    channels, height, width = case.input_shape[1:]
+    for place in [(0, 1, 0, 0), (1, 3, height - 1, width - 1), (0, channels - 1, 3, 7)]:
+        for what in ("x", "grad"):
+            t = converted(draw(case, seed, comparable=False), torch.float32)
+            strange = t[what][0]
+            strange[(place[0], place[1] % strange.shape[1], *place[2:])] = value
+            actual, expected = (outputs_and_gradients(f, case, t) for f in (conv2d, loop))
+            for name in ("output", "grad of x[0]"):
+                assert torch.equal(actual[name].isfinite(), expected[name].isfinite()), place
+                if value != value:
+                    assert torch.equal(actual[name].isnan(), expected[name].isnan()), place
 
 
 @pytest.mark.parametrize("value", STRANGE, ids=str)

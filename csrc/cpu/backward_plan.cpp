@@ -137,6 +137,7 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, Pass pass, Part
                  takes_rows(kind.plain, kind.c_in, x_.w);
   if (kind.by_rows) {
     kind.row = x_.w;
+    kind.pairs = kind.c_in >= kernels().least_paired;
     plan.sums_size = std::max(plan.sums_size, int64_t(kind.taps) * kind.c_out * lanes);
   }
 
@@ -184,7 +185,9 @@ void BackwardPlan::pack(const Tensor& weight, int64_t dilation, PartPlan& plan) 
   int64_t size = 0;
   for (const BackwardUnit& unit : plan.units) {
     const BackwardKind& kind = *unit.kind;
-    size += kind.winograd ? winograd_weights(kind.c_out, kind.c_in) : kind.c_out * kind.taps;
+    size += kind.winograd ? winograd_weights(kind.c_out, kind.c_in)
+            : kind.pairs  ? pair_weights(kind.c_out, kind.c_in)
+                          : kind.c_out * kind.taps;
   }
   plan.packed.resize(size_t(size * int64_t(sizeof(T)) + 7) / 8);
   T* out = reinterpret_cast<T*>(plan.packed.data());
@@ -209,13 +212,17 @@ void BackwardPlan::pack(const Tensor& weight, int64_t dilation, PartPlan& plan) 
                           (kind.reach - x / stride_) * plan.part.lanes);
       }
       counts.push_back(int64_t(taps.size()));
+      const T* own = &values[unit.weights[level_]];
+      const auto turned = [&](int64_t in, int64_t out_channel, int tap) {
+        return own[(out_channel * kind.c_in + in) * 9 + 8 - tap];
+      };
       if (kind.winograd) {
-        const T* own = &values[unit.weights[level_]];
-        const auto turned = [&](int64_t in, int64_t out_channel, int tap) {
-          return own[(out_channel * kind.c_in + in) * 9 + 8 - tap];
-        };
         pack_winograd(kind.c_out, kind.c_in, turned, out);
         out += winograd_weights(kind.c_out, kind.c_in);
+        continue;
+      }
+      if (kind.pairs) {
+        out = pack_pairs(kind.c_out, kind.c_in, turned, out);
         continue;
       }
       for (int64_t c0 = 0; c0 < kind.c_in; c0 += kChannelBlock) {

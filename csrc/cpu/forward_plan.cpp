@@ -12,6 +12,14 @@ constexpr int64_t kStageBytes = 256 * 1024;       // of the second-level cache
 constexpr int64_t kItems = 32;
 constexpr int64_t kSegmentPixels = 256;  // not worth splitting below
 
+// What pack_winograd and pack_pairs take: a 3x3 level's weight by output, input and tap.
+template <class T>
+auto tap_of(const T* weights, const Level& level) {
+  return [weights, c_in = level.c_in](int64_t o, int64_t i, int tap) {
+    return weights[(o * c_in + i) * 9 + tap];
+  };
+}
+
 }  // namespace
 
 ForwardPlan::ForwardPlan(const Stack& stack, const Image& x, const std::vector<Tensor>& weights,
@@ -48,6 +56,7 @@ void ForwardPlan::pack(const std::vector<Tensor>& weights, const std::vector<Ten
     for (size_t u = 0; u < stack_.units.size(); ++u) {
       const Level& level = plans_[0].units[u].kind->levels[l];
       size += level.winograd ? winograd_weights(level.c_in, level.c_out)
+              : level.pairs  ? pair_weights(level.c_in, level.c_out)
                              : int64_t(level.taps) * level.c_out;
     }
   }
@@ -62,6 +71,9 @@ void ForwardPlan::pack(const std::vector<Tensor>& weights, const std::vector<Ten
       if (level.winograd) {
         winograd.push_back(u);
         out += winograd_weights(level.c_in, level.c_out);
+      } else if (level.pairs) {
+        const T* own = &weight[stack_.units[u].weights[l]];
+        out = pack_pairs(level.c_in, level.c_out, tap_of(own, level), out);
       } else {
         out = pack_weights(weight, stack_.units[u], l, out);
       }
@@ -71,10 +83,7 @@ void ForwardPlan::pack(const std::vector<Tensor>& weights, const std::vector<Ten
       const PackedUnit& unit = plans_[0].units[u];
       const Level& level = unit.kind->levels[l];
       const T* own = &weight[stack_.units[u].weights[l]];
-      const auto at = [&](int64_t o, int64_t i, int tap) {
-        return own[(o * level.c_in + i) * 9 + tap];
-      };
-      pack_winograd(level.c_in, level.c_out, at,
+      pack_winograd(level.c_in, level.c_out, tap_of(own, level),
                     static_cast<T*>(const_cast<void*>(unit.weights[l])));
     });
     if (biases.empty()) continue;
@@ -110,6 +119,9 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
     level.by_rows =
         plan.part.lanes == 1 && !level.winograd &&
         kernels().takes_rows[compute_index(dtype_)](level.plain, level.c_out, level.out_w);
+    // All parts of the batch share weights.
+    level.pairs =
+        level.by_rows && plans_.front().part.lanes == 1 && level.c_out >= kernels().least_paired;
     STD_TORCH_CHECK(level.out_h >= 1 && level.out_w >= 1, "level ", l + 1, " gets ", h, "x", w,
                     " pixels, too few for its kernel of ", unit.kernel);
     // At stride 1 the zeros between two rows serve both as padding.
@@ -147,7 +159,7 @@ void ForwardPlan::set_step(Kind& kind, int64_t in_w, int64_t lanes) const {
   bool in_place = kernels().loads_lanes && kind.levels[0].pad == 1 && depth > 1;
   for (int64_t l = 0; l < depth; ++l) in_place = in_place && kind.levels[l].by_rows;
   int64_t per_row = in_place ? 0 : kind.levels[depth - 1].c_out, fixed = 0, extra = 0;
-  bool tiles = false;
+  bool tiles = false, pairs = false;
   for (int64_t l = depth - 1; l >= 0; --l) {
     const Level& level = kind.levels[l];
     const int64_t planes =
@@ -155,6 +167,7 @@ void ForwardPlan::set_step(Kind& kind, int64_t in_w, int64_t lanes) const {
     extra += level.reach;
     per_row += planes;
     fixed += planes * extra;
+    pairs = pairs || level.pairs;
     if (!level.winograd) continue;
     tiles = true;
     kind.tiles_size = std::max(kind.tiles_size, winograd_memory(level.c_in, vector));
@@ -165,7 +178,7 @@ void ForwardPlan::set_step(Kind& kind, int64_t in_w, int64_t lanes) const {
   const int64_t most = std::max(least, (rows_in_cache - fixed) / per_row);
   const int64_t steps = (out_h_ + most - 1) / most;
   kind.step = (out_h_ + steps - 1) / steps;
-  if (tiles) kind.step = round_up(kind.step, 2);
+  if (tiles || pairs) kind.step = round_up(kind.step, 2);
 
   int64_t rows = kind.step;
   const int64_t slack =
@@ -176,7 +189,8 @@ void ForwardPlan::set_step(Kind& kind, int64_t in_w, int64_t lanes) const {
   for (int l = stack_.depth - 1; l >= 0; --l) {
     Level& level = kind.levels[l];
     rows += level.reach;
-    if (tiles) rows += 3;  // to whole tiles above and below, and half a tile behind
+    // To whole tiles or pairs above and below, and half a one behind.
+    if (tiles || pairs) rows += 3;
     level.rows = rows;
     level.plane = padded_plane(rows * kind.row + slack, vector);
     kind.scratch +=

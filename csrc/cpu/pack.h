@@ -177,6 +177,45 @@ T* pack_weights(const Values<T>& weight, const Unit& unit, int level, T* out) {
   return out;
 }
 
+// Elements of a 3x3 level's weight as conv_rows takes it in pairs of rows.
+inline int64_t pair_weights(int64_t c_in, int64_t c_out) {
+  int64_t size = 0;
+  for (int64_t c = 0, block; c < c_out; c += block) {
+    block = std::min<int64_t>(kChannelBlock, c_out - c);
+    size += c_in * block * (block >= kernels().least_paired ? 12 : 9);
+  }
+  return size;
+}
+
+// weight(output, input, tap) as conv_rows takes it in pairs of rows: blocks of output channels,
+// those in pairs [c_in][column][4][block], being g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2 and g2
+// of the column's three taps, the others [c_in][tap][block]. Returns what follows.
+template <class T, class Weight>
+T* pack_pairs(int64_t c_in, int64_t c_out, const Weight& weight, T* out) {
+  for (int64_t first = 0, block; first < c_out; first += block) {
+    block = std::min<int64_t>(kChannelBlock, c_out - first);
+    for (int64_t i = 0; i < c_in; ++i) {
+      if (block < kernels().least_paired) {
+        for (int tap = 0; tap < 9; ++tap) {
+          for (int64_t o = first; o < first + block; ++o) *out++ = weight(o, i, tap);
+        }
+        continue;
+      }
+      for (int x = 0; x < 3; ++x, out += 4 * block) {
+        for (int64_t o = 0; o < block; ++o) {
+          const T g0 = weight(first + o, i, x), g1 = weight(first + o, i, 3 + x),
+                  g2 = weight(first + o, i, 6 + x);
+          out[o] = g0;
+          out[block + o] = (g0 + g1 + g2) / 2;
+          out[2 * block + o] = (g0 - g1 + g2) / 2;
+          out[3 * block + o] = g2;
+        }
+      }
+    }
+  }
+  return out;
+}
+
 // out[first + i] = sum of parts[p * step + i] over `count` parts, in their order; i < size.
 template <class T>
 void sum_parts(const T* parts, int64_t count, int64_t step, int64_t size, Tensor& out,

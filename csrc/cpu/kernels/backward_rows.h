@@ -115,8 +115,9 @@ struct RowsBackward {
     const StripRows<T> rows{
         grad.at(0, y0 - 1) - 1, grad.row, grad.plane, false, y0 == 0, y1 == out.h};
     conv_rows<T>(rows, kind.c_out, static_cast<const T*>(unit.weights), nullptr, kind.c_in,
-                 Activation::identity, false, target, direct ? out.stride_c : kind.out_plane,
-                 direct ? out.stride_h : kind.row, y1 - y0, out.w, &soon);
+                 kind.pairs, Activation::identity, false, target,
+                 direct ? out.stride_c : kind.out_plane, direct ? out.stride_h : kind.row, y1 - y0,
+                 out.w, &soon);
     if (direct) return;
     if (call.in_norm.mean) {
       return through_in_norm(call, n, unit.in_channel, kind.c_in, y0, y1, outs, kind.out_plane,

@@ -49,6 +49,7 @@ struct Level {
   bool plain;     // 3x3, stride and dilation 1
   bool winograd;  // made in tiles of 2x2, whose rows begin at even ones
   bool by_rows;   // made by conv_rows
+  bool pairs;     // by it in pairs of rows, the first of which are even
   int64_t out_h, out_w;
   int64_t rows;            // capacity of a plane
   int64_t plane;           // elements from one plane to the next
@@ -103,6 +104,7 @@ struct BackwardKind {
   bool wide;      // whose weight's gradient is made of pixels, not of planes
   bool winograd;  // made in tiles
   bool by_rows;   // worked on in rows without padding (RowsBackward)
+  bool pairs;     // in pairs of rows, where conv_rows makes the input's gradient
   int64_t row;    // elements a row of every buffer
   int64_t grad_plane, x_plane, out_plane;
   int64_t tiles_size;        // elements that Winograd works in

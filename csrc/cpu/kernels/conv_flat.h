@@ -12,6 +12,10 @@ namespace bunit::BUNIT_ISA {
 // Accumulators that fit the register file beside the weights and one load.
 constexpr int kAccumulators = BUNIT_REGISTERS == 32 ? 24 : 12;
 constexpr int kBlock = 4;  // output channels at a time
+// Of these, those from which conv_rows makes rows in pairs, where there are registers for that. By
+// count of instructions pairs of one channel are slower, of two alike, of three and four 1.1 and
+// 1.2 times as fast.
+constexpr int kLeastPaired = BUNIT_REGISTERS == 32 && BUNIT_VECTOR_BYTES == 64 ? 2 : kBlock + 1;
 
 constexpr int strip_of(int channels) { return kAccumulators / (channels < 2 ? 2 : channels); }
 

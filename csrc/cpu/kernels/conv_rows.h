@@ -34,6 +34,7 @@ struct StripRows {
   int64_t row, plane;
   bool padded = true;
   bool top = false, bottom = false;  // without padding: whether the image ends with the outputs
+  bool half = false;                 // in pairs: whether the last row is not made
 };
 
 // Memory that will be read soon, asked for a few lines at a time between strips of arithmetic: then
@@ -72,60 +73,48 @@ BUNIT_INLINE T* stepped(T* p, int64_t step) {
   return p;
 }
 
-// `Rows` rows of `width` pixels of `Channels` output channels of a 3x3 convolution, stride 1, a
-// vector at a time.
-template <class T, int Channels, int Rows, bool Padded>
-struct RowStrip {
-  static void run(const StripRows<T>& rows, int c_in, const T* weights, const T* bias,
-                  Activation activation, bool around, T* out, int64_t out_plane, int64_t out_row,
-                  int64_t width, Soon* soon) {
-    for (int64_t next = 0; next < width; next += kLanes<T>) {
-      // The last vector of a row begins where it ends with the row.
-      const int64_t x = next + kLanes<T> <= width ? next : width - kLanes<T>;
-      if (soon) soon->ask();
-      Vec<T> acc[Channels][Rows];
-      sums(rows, c_in, weights, bias, x, x + kLanes<T> == width, acc);
-      if (activation == Activation::relu) {
-#pragma GCC unroll 16
-        for (int c = 0; c < Channels; ++c) {
-#pragma GCC unroll 16
-          for (int i = 0; i < Rows; ++i) acc[c][i] = max0<T>(acc[c][i]);
-        }
-      }
-      if (around) {
-        finish(acc, out + x, out_plane, out_row, [](T* p, Vec<T> v) { store_around(p, v); });
-      } else {
-        finish(acc, out + x, out_plane, out_row, [](T* p, Vec<T> v) { store(p, v); });
-      }
-      switch (activation) {
-        case Activation::identity:
-        case Activation::relu:
-          break;
-        default:
-          for (int c = 0; c < Channels; ++c) {
-            for (int i = 0; i < Rows; ++i) {
-              activate_in_place(activation, out + x + c * out_plane + i * out_row, kLanes<T>);
-            }
-          }
-      }
-    }
-  }
+// What rows above and below an image are read as.
+template <class T>
+constexpr T kZeros[kLanes<T> + 2] = {};
 
-  static BUNIT_INLINE void sums(const StripRows<T>& rows, int c_in, const T* weights, const T* bias,
-                                int64_t x, bool ends, Vec<T> (&acc)[Channels][Rows]) {
+// Calls add(kx, read) for the kernel's columns, read(p) being the vector there of the one at column
+// `x`, with which the row may end. Loads of some lanes take the arithmetic units' time, so the
+// others are whole.
+template <class T, bool Padded, class F>
+BUNIT_INLINE void for_each_column(int64_t x, bool ends, F add) {
+  const auto whole = [](const T* at) BUNIT_ALWAYS { return load(at); };
+  if (Padded || x > 0) {
+    add(0, whole);
+  } else {
+    add(0, [](const T* at) BUNIT_ALWAYS { return load_lanes(at, kAllButFirst<T>); });
+  }
+  add(1, whole);
+  if (Padded || !ends) {
+    add(2, whole);
+  } else {
+    add(2, [](const T* at) BUNIT_ALWAYS { return load_lanes(at, kAllButLast<T>); });
+  }
+}
+
+// Sums of products of `Rows` rows, one output vector of each, of `Channels` output channels.
+template <class T, int Channels, int Rows, bool Padded>
+struct TapSums {
+  static constexpr int kTaps = 9;  // weights [c_in][3][3][Channels]
+
+  static BUNIT_INLINE void add(const StripRows<T>& rows, int c_in, const T* weights, const T* bias,
+                               int64_t x, bool ends, Vec<T> (&acc)[Channels][Rows]) {
 #pragma GCC unroll 16
     for (int c = 0; c < Channels; ++c) {
 #pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i) acc[c][i] = bias ? splat<T>(bias[c]) : Vec<T>{};
     }
-    static const T zeros[kLanes<T> + 2] = {};
     const T* in = rows.in + x;
-    const T* first = rows.top ? zeros : in;
-    const T* last = rows.bottom ? zeros : in + (Rows + 1) * rows.row;
+    const T* first = rows.top ? kZeros<T> : in;
+    const T* last = rows.bottom ? kZeros<T> : in + (Rows + 1) * rows.row;
     const int64_t first_plane = rows.top ? 0 : rows.plane;
     const int64_t last_plane = rows.bottom ? 0 : rows.plane;
     for (int p = 0; p < c_in; ++p, weights += 9 * Channels) {
-      const auto add_column = [&](int kx, auto read) BUNIT_ALWAYS {
+      for_each_column<T, Padded>(x, ends, [&](int kx, auto read) BUNIT_ALWAYS {
         Vec<T> w[3][Channels];
 #pragma GCC unroll 16
         for (int ky = 0; ky < 3; ++ky) {
@@ -145,35 +134,149 @@ struct RowStrip {
             for (int c = 0; c < Channels; ++c) add_product<T>(acc[c][i - ky], w[ky][c], v);
           }
         }
-      };
-      // Loads of some lanes take the arithmetic units' time.
-      const auto whole = [](const T* at) BUNIT_ALWAYS { return load(at); };
-      if (Padded || x > 0) {
-        add_column(0, whole);
-      } else {
-        add_column(0, [](const T* at) BUNIT_ALWAYS { return load_lanes(at, kAllButFirst<T>); });
-      }
-      add_column(1, whole);
-      if (Padded || !ends) {
-        add_column(2, whole);
-      } else {
-        add_column(2, [](const T* at) BUNIT_ALWAYS { return load_lanes(at, kAllButLast<T>); });
-      }
+      });
       in += rows.plane;
       first += first_plane;
       last += last_plane;
     }
   }
+};
+
+// The same of rows in pairs: Winograd's minimal filtering of columns, F(2, 3), for which 4 products
+// take the place of 6.
+template <class T, int Channels, int Rows, bool Padded>
+struct PairSums {
+  static constexpr int kTaps = 12;  // weights [c_in][kx][4][Channels]
+
+  static BUNIT_INLINE void add(const StripRows<T>& rows, int c_in, const T* weights, const T* bias,
+                               int64_t x, bool ends, Vec<T> (&out)[Channels][Rows]) {
+    constexpr int kPairs = Rows / 2;
+    Vec<T> acc[kPairs][4][Channels];
+#pragma GCC unroll 16
+    for (int i = 0; i < kPairs; ++i) {
+#pragma GCC unroll 16
+      for (int k = 0; k < 4; ++k) {
+#pragma GCC unroll 16
+        for (int c = 0; c < Channels; ++c) {
+          acc[i][k][c] = k == 1 && bias ? splat<T>(bias[c]) : Vec<T>{};  // is in both rows once
+        }
+      }
+    }
+    const T* in = rows.in + x;
+    const bool top = !Padded && rows.top, bottom = !Padded && rows.bottom;
+    const bool no_below = rows.half && bottom, no_last = rows.half || bottom;
+    const T* first = top ? kZeros<T> : in;
+    const T* below = no_below ? kZeros<T> : in + Rows * rows.row;
+    const T* last = no_last ? kZeros<T> : in + (Rows + 1) * rows.row;
+    const int64_t first_plane = top ? 0 : rows.plane, below_plane = no_below ? 0 : rows.plane;
+    const int64_t last_plane = no_last ? 0 : rows.plane;
+    for (int p = 0; p < c_in; ++p, weights += 12 * Channels) {
+      for_each_column<T, Padded>(x, ends, [&](int kx, auto read) BUNIT_ALWAYS {
+        const T* w = weights + kx * 4 * Channels;
+        Vec<T> v[Rows + 2];
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows + 2; ++i) {
+          const T* at = i == 0 ? first : i < Rows ? in + i * rows.row : i == Rows ? below : last;
+          v[i] = read(at + kx);
+        }
+#pragma GCC unroll 16
+        for (int k = 0; k < 4; ++k) {
+          Vec<T> turned[kPairs];
+#pragma GCC unroll 16
+          for (int i = 0; i < kPairs; ++i) {
+            const Vec<T>* r = v + 2 * i;
+            turned[i] = k == 0   ? r[0] - r[2]
+                        : k == 1 ? r[1] + r[2]
+                        : k == 2 ? r[2] - r[1]
+                                 : r[1] - r[3];
+          }
+#pragma GCC unroll 16
+          for (int c = 0; c < Channels; ++c) {
+            if constexpr (kPairs == 1) {
+              add_scaled<T>(acc[0][k][c], w[k * Channels + c], turned[0]);
+            } else {
+              const Vec<T> weight = splat<T>(w[k * Channels + c]);
+#pragma GCC unroll 16
+              for (int i = 0; i < kPairs; ++i) add_product<T>(acc[i][k][c], weight, turned[i]);
+            }
+          }
+        }
+      });
+      in += rows.plane;
+      first += first_plane;
+      below += below_plane;
+      last += last_plane;
+    }
+#pragma GCC unroll 16
+    for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kPairs; ++i) {
+        const auto& m = acc[i];
+        out[c][2 * i] = m[0][c] + (m[1][c] + m[2][c]);
+        out[c][2 * i + 1] = (m[1][c] - m[2][c]) - m[3][c];
+      }
+    }
+  }
+};
+
+// `count` times `Rows` rows of `width` pixels of `Channels` output channels of a 3x3 convolution,
+// stride 1, a vector at a time; how the products are made is `Sums`' matter.
+template <template <class, int, int, bool> class Sums, class T, int Channels, int Rows, bool Padded>
+struct RowStrip {
+  static void run(const StripRows<T>& all, int c_in, const T* weights, const T* bias,
+                  Activation activation, bool around, T* out, int64_t out_plane, int64_t out_row,
+                  int64_t width, int64_t count, Soon* soon) {
+    StripRows<T> rows = all;
+    for (int64_t strip = 0; strip < count; ++strip) {
+      rows.top = all.top && strip == 0;
+      rows.bottom = all.bottom && strip + 1 == count;
+      for (int64_t next = 0; next < width; next += kLanes<T>) {
+        // The last vector of a row begins where it ends with the row.
+        const int64_t x = next + kLanes<T> <= width ? next : width - kLanes<T>;
+        if (soon) soon->ask();
+        Vec<T> acc[Channels][Rows];
+        Sums<T, Channels, Rows, Padded>::add(rows, c_in, weights, bias, x, x + kLanes<T> == width,
+                                             acc);
+        if (activation == Activation::relu) {
+#pragma GCC unroll 16
+          for (int c = 0; c < Channels; ++c) {
+#pragma GCC unroll 16
+            for (int i = 0; i < Rows; ++i) acc[c][i] = max0<T>(acc[c][i]);
+          }
+        }
+        if (around) {
+          finish(acc, rows.half, out + x, out_plane, out_row,
+                 [](T* p, Vec<T> v) BUNIT_ALWAYS { store_around(p, v); });
+        } else {
+          finish(acc, rows.half, out + x, out_plane, out_row,
+                 [](T* p, Vec<T> v) BUNIT_ALWAYS { store(p, v); });
+        }
+        switch (activation) {
+          case Activation::identity:
+          case Activation::relu:
+            break;
+          default:
+            for (int c = 0; c < Channels; ++c) {
+              for (int i = 0; i < Rows - rows.half; ++i) {
+                activate_in_place(activation, out + x + c * out_plane + i * out_row, kLanes<T>);
+              }
+            }
+        }
+      }
+      rows.in += Rows * rows.row;
+      out += Rows * out_row;
+    }
+  }
 
   template <class F>
-  static BUNIT_INLINE void finish(const Vec<T> (&acc)[Channels][Rows], T* out, int64_t out_plane,
-                                  int64_t out_row, F put) {
+  static BUNIT_INLINE void finish(const Vec<T> (&acc)[Channels][Rows], bool half, T* out,
+                                  int64_t out_plane, int64_t out_row, F put) {
 #pragma GCC unroll 16
     for (int c = 0; c < Channels; ++c) {
       T* row = out;
 #pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i) {
-        put(row, acc[c][i]);
+        if (Rows % 2 == 1 || i + 1 < Rows || !half) put(row, acc[c][i]);
         row = stepped(row, out_row);
       }
       out = stepped(out, out_plane);
@@ -183,7 +286,7 @@ struct RowStrip {
 
 template <class T>
 using RowStripFn = void (*)(const StripRows<T>&, int, const T*, const T*, Activation, bool, T*,
-                            int64_t, int64_t, int64_t, Soon*);
+                            int64_t, int64_t, int64_t, int64_t, Soon*);
 
 template <class T, bool Padded, int Channels, class S>
 struct RowStrips {
@@ -191,8 +294,8 @@ struct RowStrips {
 };
 template <class T, bool Padded, int Channels, int First, int... I>
 struct RowStrips<T, Padded, Channels, Seq<First, I...>> {
-  static constexpr RowStripFn<T> table[] = {&RowStrip<T, Channels, First + 1, Padded>::run,
-                                            &RowStrip<T, Channels, I + 1, Padded>::run...};
+  static constexpr RowStripFn<T> table[] = {&RowStrip<TapSums, T, Channels, First + 1, Padded>::run,
+                                            &RowStrip<TapSums, T, Channels, I + 1, Padded>::run...};
 };
 
 template <class T, bool Padded>
@@ -206,6 +309,24 @@ BUNIT_INLINE RowStripFn<T> row_strip(int channels, int rows) {
       return RowStrips<T, Padded, 3, typename MakeSeq<rows_of_strip(3)>::type>::table[rows - 1];
     default:
       return RowStrips<T, Padded, 4, typename MakeSeq<rows_of_strip(4)>::type>::table[rows - 1];
+  }
+}
+
+// Pairs that conv_rows makes at a time.
+constexpr int pairs_of_strip(int channels) { return channels < kBlock ? 2 : 1; }
+
+template <class T, bool Padded>
+BUNIT_INLINE RowStripFn<T> pair_strip(int channels, int pairs) {
+  if constexpr (kLeastPaired > kBlock) return nullptr;
+  switch (channels) {
+    case 2:
+      return pairs == 1 ? &RowStrip<PairSums, T, 2, 2, Padded>::run
+                        : &RowStrip<PairSums, T, 2, 4, Padded>::run;
+    case 3:
+      return pairs == 1 ? &RowStrip<PairSums, T, 3, 2, Padded>::run
+                        : &RowStrip<PairSums, T, 3, 4, Padded>::run;
+    default:
+      return &RowStrip<PairSums, T, 4, 2, Padded>::run;
   }
 }
 
@@ -224,36 +345,47 @@ bool takes_rows(bool plain, int channels, int64_t width) {
 }
 
 // out[c][y][x] = activation(bias[c] + sum over c_in, ky, kx) for `rows` rows of `width` pixels;
-// only pixels are written.
+// only pixels are written. With `pairs` blocks of kLeastPaired channels and more are made in pairs
+// of rows, from the first on: the same rows must always be pairs for results to be the same bits.
 template <class T>
 void conv_rows(const StripRows<T>& in, int c_in, const T* weights, const T* bias, int channels,
-               Activation activation, bool around, T* out, int64_t out_plane, int64_t out_row,
-               int64_t rows, int64_t width, Soon* soon) {
-  const int limit = rows_of_strip(channels < kBlock ? channels : kBlock), rest = channels % kBlock;
-  const int64_t strips = (rows + limit - 1) / limit;
-  int64_t y = 0;
-  for (int64_t s = 0; s < strips; ++s) {
-    const int strip = int((rows - y) / (strips - s));
-    const auto of = [&](int block) {
-      return in.padded ? row_strip<T, true>(block, strip)
-                       : row_strip<T, !kLoadsLanes>(block, strip);
+               bool pairs, Activation activation, bool around, T* out, int64_t out_plane,
+               int64_t out_row, int64_t rows, int64_t width, Soon* soon) {
+  for (int c = 0, block; c < channels; c += block) {
+    block = channels - c < kBlock ? channels - c : kBlock;
+    const bool paired = pairs && block >= kLeastPaired;
+    // `count` strips from row y on, of `height` rows, the last of them maybe not made.
+    const auto run = [&](int64_t y, int height, bool half, int64_t count) {
+      if (count == 0) return;
+      StripRows<T> strip = in;
+      strip.in += y * in.row;
+      strip.top = in.top && y == 0;
+      strip.bottom = in.bottom && y + height * count - half == rows;
+      strip.half = half;
+      const RowStripFn<T> function =
+          paired ? (in.padded ? pair_strip<T, true>(block, height / 2)
+                              : pair_strip<T, !kLoadsLanes>(block, height / 2))
+                 : (in.padded ? row_strip<T, true>(block, height)
+                              : row_strip<T, !kLoadsLanes>(block, height));
+      function(strip, c_in, weights, bias, activation, around, out + y * out_row, out_plane,
+               out_row, width, count, soon);
     };
-    StripRows<T> strip_rows = in;
-    strip_rows.in += y * in.row;
-    strip_rows.top = in.top && y == 0;
-    strip_rows.bottom = in.bottom && y + strip == rows;
-    T* to = out + y * out_row;
-    const T *w = weights, *b = bias;
-    const RowStripFn<T> run = channels < kBlock ? nullptr : of(kBlock);
-    for (int c = kBlock; c <= channels; c += kBlock, to += kBlock * out_plane) {
-      run(strip_rows, c_in, w, b, activation, around, to, out_plane, out_row, width, soon);
-      w += int64_t(kBlock) * 9 * c_in;
-      b = b ? b + kBlock : nullptr;
+    if (paired) {
+      const int height = 2 * pairs_of_strip(block);
+      const int64_t whole = rows / height * height;
+      run(0, height, false, rows / height);
+      const int rest = int(rows - whole);
+      if (rest) run(whole, (rest + 1) / 2 * 2, rest % 2 == 1, 1);
+    } else {
+      const int64_t count = strips_of<T>(block, rows, kLanes<T>);
+      const int64_t higher = rows % count;  // by one
+      const int height = int(rows / count);
+      run(0, height, false, count - higher);
+      run((count - higher) * height, height + 1, false, higher);
     }
-    if (rest) {
-      of(rest)(strip_rows, c_in, w, b, activation, around, to, out_plane, out_row, width, soon);
-    }
-    y += strip;
+    weights += int64_t(c_in) * block * (paired ? 12 : 9);
+    bias = bias ? bias + block : nullptr;
+    out += block * out_plane;
   }
 }
 

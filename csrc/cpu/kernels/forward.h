@@ -20,7 +20,7 @@ struct Window {
 // whole tiles of the level before, where Winograd makes it two rows at a time.
 BUNIT_INLINE bool is_second_of_tile(const Kind& kind, int l, int64_t row) {
   const int64_t y = row - kind.levels[l].pad;
-  return l > 0 && kind.levels[l - 1].winograd && y > 0 && y % 2 == 1;
+  return l > 0 && (kind.levels[l - 1].winograd || kind.levels[l - 1].pairs) && y > 0 && y % 2 == 1;
 }
 BUNIT_INLINE int64_t first_made(const Kind& kind, int l, int64_t row) {
   return row - is_second_of_tile(kind, l, row);
@@ -159,8 +159,8 @@ struct UnitForward {
       rows.padded = has_padding;
       rows.top = y0 == 0;
       rows.bottom = y1 == level.out_h;
-      conv_rows<T>(rows, level.c_in, weights, bias, level.c_out, activation, around, out, out_plane,
-                   out_row, y1 - y0, level.out_w, soon.lines > 0 ? &soon : nullptr);
+      conv_rows<T>(rows, level.c_in, weights, bias, level.c_out, level.pairs, activation, around,
+                   out, out_plane, out_row, y1 - y0, level.out_w, soon.lines > 0 ? &soon : nullptr);
     };
     if (l == 0 && reads_image) {
       const Image& x = call.x;

@@ -97,6 +97,19 @@ BUNIT_INLINE void add_product(Vec<T>& sum, Vec<T> a, Vec<T> b) {
   sum += a * b;
 #endif
 }
+// sum += a * b, `a` read from memory by the same instruction.
+template <class T>
+BUNIT_INLINE void add_scaled(Vec<T>& sum, const T& a, Vec<T> b) {
+#if BUNIT_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8) {
+    asm("vfmadd231pd %1%{1to8%}, %2, %0" : "+v"(sum) : "m"(a), "v"(b));
+  } else {
+    asm("vfmadd231ps %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(a), "v"(b));
+  }
+#else
+  sum += splat<T>(a) * b;
+#endif
+}
 template <class T>
 BUNIT_INLINE Vec<T> keep(Vec<T> v, Mask<T> mask) {  // bitwise: a masked NaN is gone
   return (Vec<T>)((Mask<T>)v & mask);
