@@ -1,11 +1,13 @@
 """Where ``auto`` leaves a call to PyTorch's own operators.
 
-CPU: the widths of units (``StackLayout.width``) at which PyTorch's convolutions are at least as
-fast; its products of linear units are at none (up to 64). Measured with ``python
+CPU: the widths of units (``StackLayout.width``) at which PyTorch's operators are at least as fast;
+for operations that a table does not have, none up to 64. Measured with ``python
 bench/crossover.py``, torch 2.13.0 (CPU build), on two otherwise idle cores of virtual machines:
 
-* AVX-512: an Intel Xeon (Granite Rapids, with AMX), 2026-11-29, float32, and bfloat16 with
-  ``--dtype bfloat16``. Processors with AVX-512 but no AMX are taken to be like it.
+* AMX: an Intel Xeon (Granite Rapids), 2026-11-29, float32, and bfloat16 with ``--dtype bfloat16``;
+  before rows went in pairs and back without padding, which made ours faster since.
+* AVX-512: an AMD EPYC (Zen 4), 2026-11-29, the same, with both. Its bfloat16 products of linear
+  units are faster for large batches only; one width stands for all.
 * AVX2: an AMD EPYC (Zen 3), 2026-11-27; where units of 8 and more channels have since become
   faster, the Xeon held to AVX2 (``BUNIT_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2
   ONEDNN_MAX_CPU_ISA=AVX2``), 2026-11-29. Processors with less than that, and others than x86, are
@@ -44,7 +46,7 @@ class Widths(NamedTuple):
 
 
 #: (operation, whether a gradient may follow, whether channels_last) -> widths
-WITH_AVX512 = {
+WITH_AMX = {
     ("conv2d", False, False): Widths(NEVER, NEVER),
     ("conv2d", False, True): Widths(range(12, 24), range(12, 24)),
     ("conv2d", True, False): Widths(at_least(64), at_least(24)),
@@ -56,7 +58,7 @@ WITH_AVX512 = {
     ("unit_conv2d_train", True, False): Widths(at_least(96), at_least(96)),
     ("unit_conv2d_train", True, True): Widths(at_least(16), at_least(16)),
 }
-WITH_AVX512_BFLOAT16 = {
+WITH_AMX_BFLOAT16 = {
     ("conv2d", False, False): Widths(at_least(64), at_least(24)),
     ("conv2d", False, True): Widths(at_least(4), at_least(4)),
     ("conv2d", True, False): Widths(at_least(24), at_least(12)),
@@ -67,6 +69,34 @@ WITH_AVX512_BFLOAT16 = {
     ("unit_conv2d", True, True): Widths(at_least(4), at_least(4)),
     ("unit_conv2d_train", True, False): Widths(at_least(24), at_least(12)),
     ("unit_conv2d_train", True, True): Widths(at_least(4), at_least(8)),
+}
+WITH_AVX512 = {
+    ("conv2d", False, False): Widths(NEVER, NEVER),
+    ("conv2d", False, True): Widths(NEVER, NEVER),
+    ("conv2d", True, False): Widths(at_least(96), NEVER),
+    ("conv2d", True, True): Widths(at_least(48), NEVER),
+    ("unit_conv2d", False, False): Widths(NEVER, NEVER),
+    ("unit_conv2d", False, True): Widths(NEVER, NEVER),
+    ("unit_conv2d", True, False): Widths(at_least(48), at_least(24)),
+    ("unit_conv2d", True, True): Widths(at_least(32), at_least(24)),
+    ("unit_conv2d_train", True, False): Widths(at_least(96), NEVER),
+    ("unit_conv2d_train", True, True): Widths(at_least(48), at_least(48)),
+}
+WITH_AVX512_BFLOAT16 = {
+    ("conv2d", False, False): Widths(at_least(32), at_least(8)),
+    ("conv2d", False, True): Widths(at_least(6), at_least(6)),
+    ("conv2d", True, False): Widths(at_least(16), at_least(12)),
+    ("conv2d", True, True): Widths(at_least(6), at_least(6)),
+    ("unit_conv2d", False, False): Widths(at_least(12), at_least(12)),
+    ("unit_conv2d", False, True): Widths(at_least(6), at_least(6)),
+    ("unit_conv2d", True, False): Widths(at_least(12), at_least(12)),
+    ("unit_conv2d", True, True): Widths(at_least(6), at_least(6)),
+    ("unit_conv2d_train", True, False): Widths(at_least(12), at_least(12)),
+    ("unit_conv2d_train", True, True): Widths(at_least(3), at_least(6)),
+    ("linear", False, False): Widths(at_least(48), at_least(48)),
+    ("linear", True, False): Widths(at_least(48), at_least(48)),
+    ("unit_linear", False, False): Widths(at_least(48), at_least(48)),
+    ("unit_linear", True, False): Widths(at_least(48), at_least(48)),
 }
 WITH_AVX2 = {
     ("conv2d", False, False): Widths(NEVER, NEVER),
@@ -81,13 +111,16 @@ WITH_AVX2 = {
     ("unit_conv2d_train", True, True): Widths(at_least(64), at_least(96)),
 }
 HAS_AVX512 = CPU_MISSING is None and torch.ops.bunit_kernels.cpu_isa() == "avx512"
+HAS_AMX = HAS_AVX512 and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 CUDA_FROM_WIDTH = 16
 
 
-def _convolutions(dtype: torch.dtype) -> dict[tuple[str, bool, bool], Widths]:
+def _widths(dtype: torch.dtype) -> dict[tuple[str, bool, bool], Widths]:
     if not HAS_AVX512:
         return WITH_AVX2
-    return WITH_AVX512_BFLOAT16 if dtype == torch.bfloat16 else WITH_AVX512
+    if dtype == torch.bfloat16:
+        return WITH_AMX_BFLOAT16 if HAS_AMX else WITH_AVX512_BFLOAT16
+    return WITH_AMX if HAS_AMX else WITH_AVX512
 
 
 def prefers_torch(op: str, layout: StackLayout, geometry: ConvGeometry | None, x: Tensor) -> bool:
@@ -95,14 +128,14 @@ def prefers_torch(op: str, layout: StackLayout, geometry: ConvGeometry | None, x
     such units and input."""
     if x.is_cuda:
         return layout.width >= CUDA_FROM_WIDTH
-    if geometry is None:
-        return False
     grad = op == "unit_conv2d_train" or torch.is_grad_enabled()
-    channels_last = x.stride(1) == 1 and not x.is_contiguous()
-    widths = _convolutions(x.dtype)[op, grad, channels_last]
+    channels_last = geometry is not None and x.stride(1) == 1 and not x.is_contiguous()
+    widths = _widths(x.dtype).get((op, grad, channels_last))
+    if widths is None:
+        return False
     # By name: torch.compile of torch 2.11 takes no bool as an index.
     widths = widths.short_rows if x.shape[-1] < SHORT else widths.long_rows
-    return layout.width in widths and not torch_errs(geometry, x)
+    return layout.width in widths and (geometry is None or not torch_errs(geometry, x))
 
 
 def torch_errs(geometry: ConvGeometry, x: Tensor) -> bool:

@@ -127,17 +127,18 @@ void BackwardPlan::make_kind(const Unit& unit, int64_t dilation, Pass pass, Part
         4 * channels * lanes * std::max(kind.tiles_at_once, in_row) + 16 * blocks + 2 * lanes);
   }
 
-  const auto takes_rows = kernels().takes_rows[compute_index(x_.dtype)];
   // Fewer output channels would be tiles of too few sums to hide what each waits for the one
   // before. (32 units 16-1, N=16, 28x28: 5.3 ms by pixels, 2.5 by planes; 16-4: 5.0 and 5.6.)
   kind.wide = !kind.winograd && per_pixel == 1 && kind.phases == 1 && kind.c_out >= kChannelBlock &&
               fills_vectors(kind.c_in, lanes);
-  kind.by_rows = kernels().loads_lanes && per_pixel == 1 && !kind.winograd && !kind.wide &&
-                 kind.pad == 1 && grad_.h >= 2 * plan.segments &&
-                 takes_rows(kind.plain, kind.c_in, x_.w);
+  const bool takes_rows =
+      per_pixel == 1 && !kind.winograd &&
+      kernels().takes_rows[compute_index(x_.dtype)](kind.plain, kind.c_in, x_.w);
+  kind.pairs = takes_rows && kind.c_in >= kernels().least_paired;
+  kind.by_rows = takes_rows && kernels().loads_lanes && !kind.wide && kind.pad == 1 &&
+                 grad_.h >= 2 * plan.segments;
   if (kind.by_rows) {
     kind.row = x_.w;
-    kind.pairs = kind.c_in >= kernels().least_paired;
     plan.sums_size = std::max(plan.sums_size, int64_t(kind.taps) * kind.c_out * lanes);
   }
 

@@ -168,8 +168,8 @@ struct LevelBackward {
           }
         } else if (takes_rows<T>(kind.plain, kind.c_in, last - first)) {
           conv_rows<T>({grads + first, kind.row, kind.grad_plane}, kind.c_out, weights, nullptr,
-                       kind.c_in, false, Activation::identity, false, outs + first, kind.out_plane,
-                       kind.row, q1 - q0, last - first, nullptr);
+                       kind.c_in, kind.pairs, Activation::identity, false, outs + first,
+                       kind.out_plane, kind.row, q1 - q0, last - first, nullptr);
         } else {
           conv_flat<T>(grads, offsets, taps, weights, nullptr, kind.c_in, Activation::identity,
                        outs, kind.out_plane, (q1 - q0 - 1) * kind.row + at_least(last, 1));

@@ -60,7 +60,7 @@ void through_in_norm(const BackwardCall& call, int64_t n, int64_t first_channel,
     const ChannelNorm<T> norm(call.in_norm, channel);
     Vec<T> first{}, second{};
     with_activation_grad<T>(call.in_activation, [&](auto grad_at) BUNIT_ALWAYS {
-      const auto add = [&](const T* z, const T* grad, T* target, int64_t width) BUNIT_ALWAYS {
+      const auto add = [&](const T* z, const T* grad, T* target, int64_t length) BUNIT_ALWAYS {
         const auto value = [&](auto load_at, int64_t i, Mask<T> valid) BUNIT_ALWAYS {
           const Vec<T> d = load_at(z + i) - norm.mean;
           const Vec<T> g = keep<T>(grad_at(d * norm.scale + norm.shift, load_at(grad + i)), valid);
@@ -69,11 +69,11 @@ void through_in_norm(const BackwardCall& call, int64_t n, int64_t first_channel,
           return g;
         };
         int64_t i = 0;
-        for (; i + kLanes<T> <= width; i += kLanes<T>) {
+        for (; i + kLanes<T> <= length; i += kLanes<T>) {
           store(target + i, value(LoadWhole{}, i, ~Mask<T>{}));
         }
-        if (i == width) return;
-        const int64_t rest = width - i;
+        if (i == length) return;
+        const int64_t rest = length - i;
         store_first(target + i, value(LoadFirst{rest}, i, first_lanes<T>(rest)), rest);
       };
       for (int64_t y = 0; y < (dense ? 1 : rows); ++y) {
