@@ -1,6 +1,6 @@
 // 3x3 convolutions of stride 1 on rows of a vector or more: a few rows one above the other, so that
 // each load is used for the three rows it serves. With AVX-512 rows are also read where an image
-// has them, without padding.
+// has them, without padding, and made in pairs with fewer products.
 #pragma once
 
 #include "conv_flat.h"
@@ -317,17 +317,19 @@ constexpr int pairs_of_strip(int channels) { return channels < kBlock ? 2 : 1; }
 
 template <class T, bool Padded>
 BUNIT_INLINE RowStripFn<T> pair_strip(int channels, int pairs) {
-  if constexpr (kLeastPaired > kBlock) return nullptr;
-  switch (channels) {
-    case 2:
-      return pairs == 1 ? &RowStrip<PairSums, T, 2, 2, Padded>::run
-                        : &RowStrip<PairSums, T, 2, 4, Padded>::run;
-    case 3:
-      return pairs == 1 ? &RowStrip<PairSums, T, 3, 2, Padded>::run
-                        : &RowStrip<PairSums, T, 3, 4, Padded>::run;
-    default:
-      return &RowStrip<PairSums, T, 4, 2, Padded>::run;
+  if constexpr (kLeastPaired <= kBlock) {
+    switch (channels) {
+      case 2:
+        return pairs == 1 ? &RowStrip<PairSums, T, 2, 2, Padded>::run
+                          : &RowStrip<PairSums, T, 2, 4, Padded>::run;
+      case 3:
+        return pairs == 1 ? &RowStrip<PairSums, T, 3, 2, Padded>::run
+                          : &RowStrip<PairSums, T, 3, 4, Padded>::run;
+      default:
+        return &RowStrip<PairSums, T, 4, 2, Padded>::run;
+    }
   }
+  return nullptr;
 }
 
 // Whether rows fill their vectors well enough to be taken one by one.
