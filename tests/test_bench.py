@@ -9,8 +9,10 @@ import pytest
 import torch
 
 sys.path += [str(Path(__file__).resolve().parent.parent / part) for part in ("bench", "bench/gpu")]
+import crossover
 import groups
 import layers
+import recompute
 from peers import PEERS, Unsupported, peer
 from workloads import Workload, make_case
 
@@ -53,3 +55,30 @@ def test_variants_of_a_gpu_are_checked_in_their_dtype(direction, dtype, odd_peer
     built = layers.build(case, ["grouped", "auto", "nothing", "wrong"], expected, dtype)
     assert list(built.variants) == ["grouped", "auto"]
     assert list(built.skipped) == ["nothing"] and list(built.failed) == ["wrong"]
+
+
+def test_crossover_compares_every_width(monkeypatch, capsys):
+    """A row of ratios for each operation, direction and format, PyTorch's time over ours."""
+    monkeypatch.setattr(crossover, "WIDTHS", (2, 4))
+    monkeypatch.setattr(crossover, "CHANNELS", 8)
+    monkeypatch.setattr(crossover, "IMAGES", ((1, 4),))
+    monkeypatch.setattr(sys, "argv", ["crossover.py", "--rounds", "2"])
+    crossover.main()
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len({row[:60] for row in rows}) == len(rows) == 18
+    assert all(float(ratio) > 0 for row in rows for ratio in row[60:].split())
+    assert all(len(row[60:].split()) == 2 for row in rows)
+
+
+def test_recompute_tells_what_each_way_keeps(monkeypatch, capsys):
+    """Of a 2-4-2 layer half as much, made again; the rule is as it was afterwards."""
+    rule = recompute.Cpp.recomputes
+    monkeypatch.setattr(recompute, "WORKLOADS", (Workload("small", "2-4-2", 8, 32, 32),))
+    monkeypatch.setattr(sys, "argv", ["recompute.py", "--rounds", "1"])
+    recompute.main()
+    assert recompute.Cpp.recomputes is rule
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert len(rows) == 2
+    for row in rows:
+        kept, again = (float(cell.split()[-1]) for cell in row[56:].split("MB")[:2])
+        assert again == pytest.approx(kept / 2, rel=0.25)
