@@ -271,7 +271,7 @@ void BackwardPlan::run_typed(const UnitRange& units, const BackwardCall& whole, 
     call.units = plan.units.data();
     call.block = plan.block;
     call.segments = plan.segments;
-    call.sums_size = plan.sums_size;
+    call.sums_size = grad_weight ? plan.sums_size : 0;
     call.weight_step = weights;
     call.bias_step = outs;
     call.sums_step = 2 * ins;
@@ -280,7 +280,7 @@ void BackwardPlan::run_typed(const UnitRange& units, const BackwardCall& whole, 
     if (in_sums) call.in_sums = norm_sums.data() + 2 * (before * ins - first_in);
     before += plan.blocks * plan.segments;
     const int64_t bytes = plan.scratch_bytes + stage_bytes(call.lanes, plan.segments) +
-                          group_ * plan.sums_size * compute_size(x_.dtype);
+                          group_ * call.sums_size * compute_size(x_.dtype);
     const int64_t groups = (units.last - units.first + group_ - 1) / group_;
     for_each_item(plan.blocks * plan.segments * groups, [&](int64_t item) {
       const int64_t first = units.first + item % groups * group_;

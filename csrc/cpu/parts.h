@@ -28,8 +28,8 @@ struct Part {
 // 28/23, 42/50, training step 75/54, 103/113; at 112x112 (N=16) level 56/62, training 105/119.
 //
 // Backward by rows without padding (RowsBackward), training steps of 2-4-2 at 16x16 on a Zen 4, two
-// threads: 53/45 ms; of the same in bfloat16 38/35, of 16-16-16 87/80 (by Winograd), of 5x5 kernels
-// 60/43.
+// threads: 45/53 ms; of the same in bfloat16, which is copied, 38/35, of 16-16-16 (by Winograd)
+// 87/80, of 5x5 kernels 60/43.
 inline int64_t widest_side_by_side(int64_t lanes, int64_t stride, bool interleaved, bool by_rows,
                                    Pass pass) {
   if (stride > 1 && !interleaved) return 4 * lanes;

@@ -42,7 +42,10 @@ struct LevelBackward {
       clear_behind(inputs, kind.x_plane, kind.c_in, y1 + kind.reach - y0);
       const T* own = grads + kind.reach * (kind.row + lanes);  // row y0
       weight_grad(own, y1 - y0, grad_weight + unit.weight);
-      if (grad_bias) add_bias(y1 - y0, own, grad_bias + unit.out_channel);
+      if (grad_bias) {
+        add_bias_grads<T>({own, kind.row, kind.grad_plane}, y1 - y0, call.grad.w * lanes,
+                          kind.c_out, grad_bias + unit.out_channel);
+      }
     }
     if (call.grad_x.data && q1 > y0) input_grad(n, y0, q1, in_sums);
   }
@@ -76,8 +79,11 @@ struct LevelBackward {
           outs + kind.c_in * kind.out_plane, out);
     }
     if (kind.plain && rows > 1 && (lanes > 1 || fills_rows<T>(call.grad.w))) {
-      const WeightGradRows<T> sums{own,  kind.grad_plane,     inputs, kind.x_plane, kind.row,
-                                   rows, call.grad.w * lanes, lanes};
+      const WeightGradRows<T> sums{{own, kind.row, kind.grad_plane},
+                                   {inputs, kind.row, kind.x_plane},
+                                   rows,
+                                   call.grad.w * lanes,
+                                   lanes};
       return sums.run(kind.c_out, kind.c_in, out);
     }
     const auto* mask = static_cast<const typename VecOf<T>::Int*>(kind.mask);
@@ -113,23 +119,6 @@ struct LevelBackward {
       load(ReadNormalised<T>{call.x, n, call.in_norm, call.in_activation, spare});
     } else {
       load(ReadPixels{call.x, n});
-    }
-  }
-
-  void add_bias(int64_t rows, const T* planes, T* grad_bias) const {
-    const int64_t columns = call.grad.w * lanes;
-    const bool dense = kind.row == columns;
-    const int64_t width = dense ? rows * kind.row : columns;
-    for (int c = 0; c < kind.c_out; ++c) {
-      Vec<T> total{};
-      T rest = 0;
-      for (int64_t r = 0; r < (dense ? 1 : rows); ++r) {
-        const T* row = planes + c * kind.grad_plane + r * kind.row;
-        int64_t i = 0;
-        for (; i + kLanes<T> <= width; i += kLanes<T>) total += load(row + i);
-        for (; i < width; ++i) rest += row[i];
-      }
-      grad_bias[c] += sum<T>(total) + rest;
     }
   }
 

@@ -36,8 +36,11 @@ struct RowsBackward {
     const ImageRows<T> grad = rows_of_grad(at_least(y0 - 1, 0), at_most(y1 + 1, call.grad.h));
     if (sums) {
       const ImageRows<T> x = rows_of_x(at_least(y0 - 1, 0), at_most(y1 + 1, call.x.h));
-      add_weight_grads<T>(grad, x, y0, y1, call.x.h, call.x.w, kind.c_out, kind.c_in, sums);
-      if (grad_bias) add_bias(grad, y0, y1, grad_bias + unit.out_channel);
+      UnpaddedWeightGrad<T>{grad, x, y0, y1, call.x.h, call.x.w}.add(kind.c_out, kind.c_in, sums);
+      if (grad_bias) {
+        const ImageRows<T> own{grad.at(0, y0), grad.row, grad.plane};
+        add_bias_grads(own, y1 - y0, call.grad.w, kind.c_out, grad_bias + unit.out_channel);
+      }
     }
     if (call.grad_x.data) input_grad(grad, y0, y1, in_sums);
   }
@@ -86,19 +89,6 @@ struct RowsBackward {
     return of(ReadNormalised<T>{call.x, n, call.in_norm, call.in_activation, spare});
   }
 
-  void add_bias(const ImageRows<T>& grad, int64_t y0, int64_t y1, T* grad_bias) const {
-    for (int c = 0; c < kind.c_out; ++c) {
-      Vec<T> total{};
-      for (int64_t y = y0; y < y1; ++y) {
-        const T* row = grad.at(c, y);
-        int64_t i = 0;
-        for (; i + kLanes<T> <= call.grad.w; i += kLanes<T>) total += load(row + i);
-        if (i < call.grad.w) total += load_first(row + i, call.grad.w - i);
-      }
-      grad_bias[c] += sum<T>(total);
-    }
-  }
-
   void input_grad(const ImageRows<T>& grad, int64_t y0, int64_t y1, double* in_sums) {
     const Image& out = call.grad_x;
     const bool direct = !call.in_norm.mean && has_plain_rows<T>(out);
@@ -117,7 +107,7 @@ struct RowsBackward {
     conv_rows<T>(rows, kind.c_out, static_cast<const T*>(unit.weights), nullptr, kind.c_in,
                  kind.pairs, Activation::identity, false, target,
                  direct ? out.stride_c : kind.out_plane, direct ? out.stride_h : kind.row, y1 - y0,
-                 out.w, &soon);
+                 out.w, soon.lines > 0 ? &soon : nullptr);
     if (direct) return;
     if (call.in_norm.mean) {
       return through_in_norm(call, n, unit.in_channel, kind.c_in, y0, y1, outs, kind.out_plane,

@@ -41,11 +41,10 @@ BUNIT_INLINE void for_each_column(int64_t x, bool ends, F add) {
   }
 }
 
-// Sums of products of `Rows` rows, one output vector of each, of `Channels` output channels.
+// Sums of products of `Rows` rows, one output vector of each, of `Channels` output channels;
+// weights [c_in][3][3][Channels].
 template <class T, int Channels, int Rows, bool Padded>
 struct TapSums {
-  static constexpr int kTaps = 9;  // weights [c_in][3][3][Channels]
-
   static BUNIT_INLINE void add(const StripRows<T>& rows, int c_in, const T* weights, const T* bias,
                                int64_t x, bool ends, Vec<T> (&acc)[Channels][Rows]) {
 #pragma GCC unroll 16
@@ -88,11 +87,9 @@ struct TapSums {
 };
 
 // The same of rows in pairs: Winograd's minimal filtering of columns, F(2, 3), for which 4 products
-// take the place of 6.
+// take the place of 6; weights [c_in][kx][4][Channels].
 template <class T, int Channels, int Rows, bool Padded>
 struct PairSums {
-  static constexpr int kTaps = 12;  // weights [c_in][kx][4][Channels]
-
   static BUNIT_INLINE void add(const StripRows<T>& rows, int c_in, const T* weights, const T* bias,
                                int64_t x, bool ends, Vec<T> (&out)[Channels][Rows]) {
     constexpr int kPairs = Rows / 2;
