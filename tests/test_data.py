@@ -238,6 +238,15 @@ def test_cifar_pickles_run_nothing(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
+        # A memo of a thousand million entries; 4 GB of bytes that are not there; arrays made of
+        # None, or by calling the class.
+        (b"\x80\x02}r\xa2\x94(C.", "the 1126732962th to be remembered"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 32) + b"abc.", "test_batch.*4294967296"),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(L3000000000L\ntVO\ntR.",
+            "expected a pickled dict, got ndarray",
+        ),
+        (b"cnumpy\nndarray\n(L3000000000L\ntR.", "cannot read .*test_batch"),
         (b"", "cannot read .*test_batch"),
         (pickle.dumps([1, 2]), "expected a pickled dict, got list"),
         (pickle.dumps({b"data": np.zeros((2, 99), np.uint8)}), r"uint8 array \[N, 3072\]"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,23 +52,32 @@ CIFAR100 = Variant(
     classes=100,
 )
 
-# All that a pickled dict of bytes, ints and one uint8 array refers to; numpy 2 renamed its module.
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
+
+def _array_to_fill(*_: object) -> np.ndarray:
+    """As numpy's pickles begin one; shape, type and content follow and are checked by numpy."""
+    return np.empty(0, np.uint8)
+
+
+def _latin1(text: str, *_: object) -> bytes:
+    return text.encode("latin1")
+
+
+# All that a pickled dict of bytes, ints and one uint8 array refers to, and what does its work here;
+# numpy 2 renamed its module.
+_STANDS_FOR = {
+    ("numpy.core.multiarray", "_reconstruct"): _array_to_fill,
+    ("numpy._core.multiarray", "_reconstruct"): _array_to_fill,
+    ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
 }
 
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str):
-        if (module, name) not in _ALLOWED:
+        if (module, name) not in _STANDS_FOR:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR batch does")
-        if name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]
-        return super().find_class(module, name)
+        return _STANDS_FOR[module, name]
 
 
 def find_cifar(folder: Path) -> tuple[Path, Variant] | None:
@@ -115,14 +126,23 @@ def _read_batch(path: Path, variant: Variant) -> tuple[torch.Tensor, torch.Tenso
 
 def _unpickle(path: Path, variant: Variant) -> dict:
     try:
-        with path.open("rb") as file:
-            content = _ArraysOnly(file, encoding="bytes").load()
+        pickled = path.read_bytes()
+        _refuse_lengths_beyond(pickled)
+        content = _ArraysOnly(io.BytesIO(pickled), encoding="bytes").load()
     # A damaged pickle can raise nearly anything.
     except Exception as error:
         raise UserError(f"cannot read {path} as a {variant.name} batch: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a pickled dict, got {type(content).__name__}")
     return {k.encode(errors="replace") if isinstance(k, str) else k: v for k, v in content.items()}
+
+
+def _refuse_lengths_beyond(pickled: bytes) -> None:
+    """Raises ValueError where a pickle names a length or a place in its memo that it cannot have:
+    the unpickler makes room for either before it looks, gigabytes for a few damaged bytes."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+        if "PUT" in opcode.name and argument > count:
+            raise ValueError(f"its instruction {count} is the {argument}th to be remembered")
 
 
 def _class_names(folder: Path, variant: Variant) -> tuple[str, ...]:
