@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -181,6 +182,11 @@ def test_npz_cut_short_or_something_else(tmp_path):
         path.write_bytes(wrong)
         with pytest.raises(UserError, match="cannot read .*mnist.npz"):
             load_data(str(path))
+    mnist_npz(path, x_test=None)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x_test.npy", "no array")
+    with pytest.raises(UserError, match="x_test must be uint8 .* got .S8"):
+        load_data(str(path))
     np.save(path.with_suffix(".npy"), noise(3))
     path.with_suffix(".npy").rename(path)
     with pytest.raises(UserError, match="cannot read .*mnist.npz"):

@@ -86,7 +86,8 @@ def load_npz(path: Path) -> ImageData:
                 raise UserError(
                     f"{path} lacks {', '.join(missing)}; it holds {', '.join(file) or 'nothing'}"
                 )
-            arrays = {key: file[key] for key in keys}
+            # What is no array in the archive, numpy gives as bytes.
+            arrays = {key: np.asarray(file[key]) for key in keys}
     except UserError:
         raise
     # A damaged archive, or one of another kind, can raise nearly anything.
