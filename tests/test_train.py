@@ -147,6 +147,9 @@ def test_training_starts_from_a_checkpoint(tiny):
         (["--eval-only"], "--eval-only needs a --checkpoint"),
         (["--checkpoint", "gone.pt"], "no checkpoint gone.pt"),
         (["--eval-only", "--checkpoint", "gone.pt"], "no checkpoint gone.pt"),
+        (["--checkpoint", "long" * 99], "no checkpoint longlong"),
+        (["--data", "long" * 99], "unknown data 'longlong"),
+        (["--data", "~nobody/images"], "unknown data '~nobody/images'"),
         (["--resume", "gone"], "--resume goes on in its own folder"),  # beside --out
     ],
 )
@@ -227,6 +230,7 @@ def test_checkpoint_of_something_else(tiny, tmp_path, capsys):
         ("history", [{"epoch": 1}]),
         ("shape", [1, "8", 8]),
         ("shape", [1, 8, 0]),
+        ("shape, mean, deviation", [torch.zeros(3), 8, 8]),
         ("classes", [0, 1]),
         ("mean", []),
         ("mean", ["x"]),
@@ -237,7 +241,7 @@ def test_checkpoint_of_something_else(tiny, tmp_path, capsys):
 def test_checkpoint_of_other_values(tiny, capsys, key, value):
     _, folder = tiny()
     path = folder / "bunit_cnn_last.pt"
-    torch.save(torch.load(path) | {key: value}, path)
+    torch.save(torch.load(path) | {key.split(",")[0]: value}, path)
     for options in (["--resume", str(folder)], ["--eval-only", "--checkpoint", str(path)]):
         assert main(options) == 2
         assert f"{path} is damaged: unusable are {key}\n" in capsys.readouterr().err

@@ -66,7 +66,11 @@ def load_checkpoint(path: Path) -> dict:
     Raises:
         UserError: no such file, cut short, or something else.
     """
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:  # such as of a name that is too long
+        raise UserError(f"no checkpoint {path}: {error.strerror}") from error
+    if not found:
         raise UserError(f"no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -96,6 +100,7 @@ def _usable(content: dict) -> dict[str, bool]:
     """Whether what a checkpoint's lists and dicts hold is of the kind that it should be."""
     shape, mean, deviation = (content[key] for key in ("shape", "mean", "deviation"))
     average = content.get("average")
+    channels = shape[0] if shape and type(shape[0]) is int else None
     return {
         "state": _is_state(content["state"]),
         "average": average is None or _is_state(average),
@@ -106,8 +111,8 @@ def _usable(content: dict) -> dict[str, bool]:
         ),
         "shape": len(shape) == 3 and all(type(size) is int and size > 0 for size in shape),
         "classes": all(isinstance(name, str) for name in content["classes"]),
-        "mean": [len(mean)] == shape[:1] and all(map(_is_finite, mean)),
-        "deviation": [len(deviation)] == shape[:1]
+        "mean": len(mean) == channels and all(map(_is_finite, mean)),
+        "deviation": len(deviation) == channels
         and all(_is_finite(value) and value > 0 for value in deviation),
     }
 

@@ -37,10 +37,14 @@ def load_data(
     if source in BUILTIN:
         data = BUILTIN[source]()
     else:
-        path = Path(source).expanduser()
-        if path.is_dir():
+        try:
+            path = Path(source).expanduser()
+            is_folder, is_file = path.is_dir(), path.is_file()
+        except (OSError, RuntimeError) as error:  # a name too long, the home of nobody
+            raise UserError(f"unknown data {source!r}: {error}") from error
+        if is_folder:
             data = _load_directory(path, image_size, workers, stream)
-        elif path.is_file():
+        elif is_file:
             data = _load_file(path)
         else:
             raise UserError(
