@@ -22,22 +22,27 @@ struct StripRows {
 template <class T>
 constexpr T kZeros[kLanes<T> + 2] = {};
 
-// Calls add(kx, read) for the kernel's columns, read(p) being the vector there of the one at column
-// `x`, with which the row may end. Loads of some lanes take the arithmetic units' time, so the
-// others are whole.
+// Calls add(kx, read) for a column of the kernel, read(p) being the vector there, of a row's vector
+// at column `x`, with which the row may end. What lies beside an image comes of shifting what does
+// not: loads of some lanes only take longer.
+template <class T, class F>
+BUNIT_INLINE void add_middle(F add) {
+  add(1, [](const T* at) BUNIT_ALWAYS { return load(at); });
+}
 template <class T, bool Padded, class F>
-BUNIT_INLINE void for_each_column(int64_t x, bool ends, F add) {
-  const auto whole = [](const T* at) BUNIT_ALWAYS { return load(at); };
+BUNIT_INLINE void add_left(int64_t x, F add) {
   if (Padded || x > 0) {
-    add(0, whole);
+    add(0, [](const T* at) BUNIT_ALWAYS { return load(at); });
   } else {
-    add(0, [](const T* at) BUNIT_ALWAYS { return load_lanes(at, kAllButFirst<T>); });
+    add(0, [](const T* at) BUNIT_ALWAYS { return zero_before<T>(load(at + 1)); });
   }
-  add(1, whole);
+}
+template <class T, bool Padded, class F>
+BUNIT_INLINE void add_right(bool ends, F add) {
   if (Padded || !ends) {
-    add(2, whole);
+    add(2, [](const T* at) BUNIT_ALWAYS { return load(at); });
   } else {
-    add(2, [](const T* at) BUNIT_ALWAYS { return load_lanes(at, kAllButLast<T>); });
+    add(2, [](const T* at) BUNIT_ALWAYS { return zero_after<T>(load(at - 1)); });
   }
 }
 
@@ -58,7 +63,7 @@ struct TapSums {
     const int64_t first_plane = rows.top ? 0 : rows.plane;
     const int64_t last_plane = rows.bottom ? 0 : rows.plane;
     for (int p = 0; p < c_in; ++p, weights += 9 * Channels) {
-      for_each_column<T, Padded>(x, ends, [&](int kx, auto read) BUNIT_ALWAYS {
+      const auto add = [&](int kx, auto read) BUNIT_ALWAYS {
         Vec<T> w[3][Channels];
 #pragma GCC unroll 16
         for (int ky = 0; ky < 3; ++ky) {
@@ -78,7 +83,10 @@ struct TapSums {
             for (int c = 0; c < Channels; ++c) add_product<T>(acc[c][i - ky], w[ky][c], v);
           }
         }
-      });
+      };
+      add_left<T, Padded>(x, add);
+      add_middle<T>(add);
+      add_right<T, Padded>(ends, add);
       in += rows.plane;
       first += first_plane;
       last += last_plane;
@@ -94,16 +102,6 @@ struct PairSums {
                                int64_t x, bool ends, Vec<T> (&out)[Channels][Rows]) {
     constexpr int kPairs = Rows / 2;
     Vec<T> acc[kPairs][4][Channels];
-#pragma GCC unroll 16
-    for (int i = 0; i < kPairs; ++i) {
-#pragma GCC unroll 16
-      for (int k = 0; k < 4; ++k) {
-#pragma GCC unroll 16
-        for (int c = 0; c < Channels; ++c) {
-          acc[i][k][c] = k == 1 && bias ? splat<T>(bias[c]) : Vec<T>{};  // is in both rows once
-        }
-      }
-    }
     const T* in = rows.in + x;
     const bool top = !Padded && rows.top, bottom = !Padded && rows.bottom;
     const bool no_below = rows.half && bottom, no_last = rows.half || bottom;
@@ -112,42 +110,58 @@ struct PairSums {
     const T* last = no_last ? kZeros<T> : in + (Rows + 1) * rows.row;
     const int64_t first_plane = top ? 0 : rows.plane, below_plane = no_below ? 0 : rows.plane;
     const int64_t last_plane = no_last ? 0 : rows.plane;
-    for (int p = 0; p < c_in; ++p, weights += 12 * Channels) {
-      for_each_column<T, Padded>(x, ends, [&](int kx, auto read) BUNIT_ALWAYS {
-        const T* w = weights + kx * 4 * Channels;
-        Vec<T> v[Rows + 2];
+    const auto add_column = [&](int kx, auto read, auto begins) BUNIT_ALWAYS {
+      const T* w = weights + kx * 4 * Channels;
+      Vec<T> v[Rows + 2];
 #pragma GCC unroll 16
-        for (int i = 0; i < Rows + 2; ++i) {
-          const T* at = i == 0 ? first : i < Rows ? in + i * rows.row : i == Rows ? below : last;
-          v[i] = read(at + kx);
+      for (int i = 0; i < Rows + 2; ++i) {
+        const T* at = i == 0 ? first : i < Rows ? in + i * rows.row : i == Rows ? below : last;
+        v[i] = read(at + kx);
+        if (i > 0 && i <= Rows) asm("" : "+v"(v[i]));  // or it is read again for each use
+      }
+#pragma GCC unroll 16
+      for (int k = 0; k < 4; ++k) {
+        Vec<T> turned[kPairs];
+#pragma GCC unroll 16
+        for (int i = 0; i < kPairs; ++i) {
+          const Vec<T>* r = v + 2 * i;
+          turned[i] = k == 0   ? r[0] - r[2]
+                      : k == 1 ? r[1] + r[2]
+                      : k == 2 ? r[2] - r[1]
+                               : r[1] - r[3];
         }
 #pragma GCC unroll 16
-        for (int k = 0; k < 4; ++k) {
-          Vec<T> turned[kPairs];
+        for (int c = 0; c < Channels; ++c) {
+          const T& weight = w[k * Channels + c];
 #pragma GCC unroll 16
           for (int i = 0; i < kPairs; ++i) {
-            const Vec<T>* r = v + 2 * i;
-            turned[i] = k == 0   ? r[0] - r[2]
-                        : k == 1 ? r[1] + r[2]
-                        : k == 2 ? r[2] - r[1]
-                                 : r[1] - r[3];
-          }
-#pragma GCC unroll 16
-          for (int c = 0; c < Channels; ++c) {
-            if constexpr (kPairs == 1) {
-              add_scaled<T>(acc[0][k][c], w[k * Channels + c], turned[0]);
+            if (!begins.value) {
+              add_scaled<T>(acc[i][k][c], weight, turned[i]);
+            } else if (k == 1 && bias) {  // is in both rows once
+              acc[i][k][c] = splat<T>(bias[c]);
+              add_scaled<T>(acc[i][k][c], weight, turned[i]);
             } else {
-              const Vec<T> weight = splat<T>(w[k * Channels + c]);
-#pragma GCC unroll 16
-              for (int i = 0; i < kPairs; ++i) add_product<T>(acc[i][k][c], weight, turned[i]);
+              acc[i][k][c] = splat<T>(weight) * turned[i];
             }
           }
         }
-      });
+      }
+    };
+    const auto add = [&](int kx, auto read)
+                         BUNIT_ALWAYS { add_column(kx, read, std::false_type{}); };
+    // The first products are no additions to zero: beside those no vector is stored on some
+    // processors, and those of the strip before are about to be.
+    add_middle<T>([&](int kx, auto read) BUNIT_ALWAYS { add_column(kx, read, std::true_type{}); });
+    for (int p = 0;;) {
+      add_left<T, Padded>(x, add);
+      add_right<T, Padded>(ends, add);
+      if (++p == c_in) break;
       in += rows.plane;
       first += first_plane;
       below += below_plane;
       last += last_plane;
+      weights += 12 * Channels;
+      add_middle<T>(add);
     }
 #pragma GCC unroll 16
     for (int c = 0; c < Channels; ++c) {

@@ -46,10 +46,6 @@ BUNIT_INLINE Vec<T> load(const T* p) {
 // are read (kLoadsLanes).
 typedef uint16_t LaneBits;
 constexpr LaneBits kAllLanes = 0xffff;
-template <class T>
-constexpr LaneBits kAllButFirst = LaneBits((1 << kLanes<T>)-2);
-template <class T>
-constexpr LaneBits kAllButLast = LaneBits((1 << (kLanes<T> - 1)) - 1);
 constexpr bool kLoadsLanes = BUNIT_VECTOR_BYTES == 64;
 template <class T>
 BUNIT_INLINE Vec<T> load_lanes(const T* p, LaneBits lanes) {
@@ -62,6 +58,31 @@ BUNIT_INLINE Vec<T> load_lanes(const T* p, LaneBits lanes) {
 #else
   (void)lanes;
   return load(p);
+#endif
+}
+// All lanes but the last, one lane up, after zero; all but the first, one down, before it.
+template <class T>
+BUNIT_INLINE Vec<T> zero_before(Vec<T> v) {
+#if BUNIT_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8) {
+    return (Vec<T>)_mm512_alignr_epi64((__m512i)v, __m512i{}, 7);
+  } else {
+    return (Vec<T>)_mm512_alignr_epi32((__m512i)v, __m512i{}, 15);
+  }
+#else
+  return v;
+#endif
+}
+template <class T>
+BUNIT_INLINE Vec<T> zero_after(Vec<T> v) {
+#if BUNIT_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8) {
+    return (Vec<T>)_mm512_alignr_epi64(__m512i{}, (__m512i)v, 1);
+  } else {
+    return (Vec<T>)_mm512_alignr_epi32(__m512i{}, (__m512i)v, 1);
+  }
+#else
+  return v;
 #endif
 }
 template <class T>
