@@ -224,6 +224,23 @@ def test_cifar(tmp_path, protocol):
         assert data.test.labels.tolist() == [0, 3, 9, 1]
 
 
+def test_cifar_as_python_2_wrote_it(tmp_path):
+    """As the data sets' site serves it: strings of bytes, memo from 1 on, numpy 1."""
+    write_cifar(tmp_path)
+    images = noise(4, 3072)
+    (tmp_path / "test_batch").write_bytes(
+        b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\n"
+        b"q\x04K\x00\x85U\x01b\x87Rq\x05(K\x01K\x04M\x00\x0c\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01"
+        b"\x87Rq\x07(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + struct.pack("<I", images.size)
+        + images.tobytes()
+        + b"tbU\x06labels](K\x00K\x03K\x09K\x01eu."
+    )
+    test = load_data(str(tmp_path)).test
+    assert np.array_equal(test.images.numpy(), images.reshape(4, 3, 32, 32))
+    assert test.labels.tolist() == [0, 3, 9, 1]
+
+
 class Malicious:
     def __init__(self, marker):
         self.marker = marker
@@ -244,13 +261,21 @@ def test_cifar_pickles_run_nothing(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        # A memo of a thousand million entries; 4 GB of bytes that are not there; arrays made of
-        # None, or by calling the class.
+        # A memo of a thousand million entries; 4 GB of bytes that are not there; arrays of another
+        # type, of objects (numpy's own crash), or made by calling the class.
         (b"\x80\x02}r\xa2\x94(C.", "the 1126732962th to be remembered"),
         (b"\x80\x05\x96" + struct.pack("<Q", 1 << 32) + b"abc.", "test_batch.*4294967296"),
         (
             b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(L3000000000L\ntVO\ntR.",
-            "expected a pickled dict, got ndarray",
+            "expected a pickled dict",
+        ),
+        (
+            pickle.dumps({b"data": np.zeros((1, 3072), np.int16)}, 2),
+            "array of 'i2', expected bytes",
+        ),
+        (
+            pickle.dumps({b"data": np.array([None])}, 2).replace(b"K\x01\x85", b"J\0\0\0\x10\x85"),
+            "array of 'O8', expected bytes",
         ),
         (b"cnumpy\nndarray\n(L3000000000L\ntR.", "cannot read .*test_batch"),
         (b"", "cannot read .*test_batch"),

@@ -53,9 +53,30 @@ CIFAR100 = Variant(
 )
 
 
-def _array_to_fill(*_: object) -> np.ndarray:
-    """As numpy's pickles begin one; shape, type and content follow and are checked by numpy."""
-    return np.empty(0, np.uint8)
+class _Bytes:
+    """In place of numpy's arrays, which trust what a file says of them: a damaged one of objects
+    can end the process."""
+
+    values = np.empty(0, np.uint8)
+
+    def __init__(self, *_: object):
+        pass
+
+    def __setstate__(self, state: tuple) -> None:
+        *_, shape, _, by_columns, content = state
+        values = np.frombuffer(content, np.uint8)
+        self.values = values.reshape(shape, order="F" if by_columns else "C")
+
+
+class _ByteType:
+    """In place of numpy's dtype."""
+
+    def __init__(self, kind: str | bytes, *_: object):
+        if kind not in ("u1", b"u1"):
+            raise ValueError(f"it holds an array of {kind!r}, expected bytes")
+
+    def __setstate__(self, state: tuple) -> None:
+        pass  # byte order and alignment, which bytes have none of
 
 
 def _latin1(text: str, *_: object) -> bytes:
@@ -65,10 +86,10 @@ def _latin1(text: str, *_: object) -> bytes:
 # All that a pickled dict of bytes, ints and one uint8 array refers to, and what does its work here;
 # numpy 2 renamed its module.
 _STANDS_FOR = {
-    ("numpy.core.multiarray", "_reconstruct"): _array_to_fill,
-    ("numpy._core.multiarray", "_reconstruct"): _array_to_fill,
+    ("numpy.core.multiarray", "_reconstruct"): _Bytes,
+    ("numpy._core.multiarray", "_reconstruct"): _Bytes,
     ("numpy", "ndarray"): None,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _ByteType,
     ("_codecs", "encode"): _latin1,
 }
 
@@ -107,13 +128,9 @@ def load_cifar(folder: Path, variant: Variant) -> ImageData:
 
 def _read_batch(path: Path, variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
     content = _unpickle(path, variant)
-    images, labels = content.get(b"data"), content.get(variant.labels)
-    if (
-        not isinstance(images, np.ndarray)
-        or images.dtype != np.uint8
-        or images.ndim != 2
-        or images.shape[1] != _PIXELS
-    ):
+    data, labels = content.get(b"data"), content.get(variant.labels)
+    images = data.values if isinstance(data, _Bytes) else None
+    if images is None or images.ndim != 2 or images.shape[1] != _PIXELS:
         raise UserError(f"{path}: expected 'data' to be a uint8 array [N, {_PIXELS}]")
     if not isinstance(labels, list) or not all(
         type(label) is int and abs(label) < 1 << 31 for label in labels

@@ -61,7 +61,8 @@ BUNIT_INLINE Vec<T> load_lanes(const T* p, LaneBits lanes) {
 #endif
 }
 // All lanes but the last, one lane up, after zero; all but the first, one down, before it. (The
-// intrinsics without a mask make GCC warn of what they leave undefined.)
+// intrinsics without a mask make GCC warn of what they leave undefined.) Without AVX-512 rows hold
+// their padding (kLoadsLanes), and nobody asks.
 template <class T>
 BUNIT_INLINE Vec<T> zero_before(Vec<T> v) {
 #if BUNIT_VECTOR_BYTES == 64
