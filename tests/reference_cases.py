@@ -273,6 +273,14 @@ UNIT_CONVS = (
     ConvCase("1-2-5-1", 1, size=(35, 2, 16), residual="relu"),
     ConvCase(("2-4-3", "5-9-1", "16-16-16", "2-4-2:k5"), size=(2, 40, 28), layout="channels_last"),
     ConvCase(("2-4-3", "5-9-1", "16-16-16", "2-4-2:k5"), size=(2, 40, 28)),
+    # Squares: rows of one vector and of half of one, heights that cut them off, any channels.
+    *(ConvCase("5-7-3", 2, size=(2, h, 28), residual="relu") for h in (1, 2, 3, 7)),
+    *(ConvCase("2-4-2", 3, size=(3, h, 16)) for h in (1, 2, 5, 14)),
+    ConvCase(("1-2-1", "3-6-3", "4-8-4", "9-6-10"), size=(1, 33, 32), activation="gelu"),
+    ConvCase(("1-1-1", "16-3-16", "4-3-4"), size=(2, 18, 30), layout="window", bias=False),
+    ConvCase("8-5-4-8", 2, size=(2, 21, 16), layout="channels_last", residual="identity"),
+    ConvCase("16-32-16", 1, size=(1, 150, 28), grad_layout="window"),
+    ConvCase("2-4-2", 1, size=(1, 96, 16), out_activation="silu"),
     *(ConvCase("2-3-2", 3, layout=x, grad_layout=x) for x in LAYOUTS if x != "expanded"),
     *(
         ConvCase("2-3-2", 2, size=s, layout="loose", grad_layout="loose", residual="relu")

@@ -51,6 +51,8 @@ class ForwardPlan {
   };
 
   void make_kind(const Unit& unit, const Image& x, PartPlan& plan);
+  int64_t squares_of_row(const Unit& unit, const Image& x) const;
+  void set_squares_step(Kind& kind) const;
   void set_step(Kind& kind, int64_t in_w, int64_t lanes) const;
   template <class T>
   void pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases);

@@ -18,6 +18,7 @@ const Kernels BUNIT_TABLE = {
     BUNIT_VECTOR_BYTES,
     BUNIT_ISA::kLoadsLanes,
     BUNIT_ISA::kLeastPaired,
+    {&BUNIT_ISA::squares_of_row<float>, &BUNIT_ISA::squares_of_row<double>},
     {&BUNIT_ISA::takes_rows<float>, &BUNIT_ISA::takes_rows<double>},
     {&BUNIT_ISA::forward_item<float>, &BUNIT_ISA::forward_item<double>},
     {&BUNIT_ISA::backward_item<float>, &BUNIT_ISA::backward_item<double>},

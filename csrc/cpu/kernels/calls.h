@@ -50,6 +50,7 @@ struct Level {
   bool winograd;  // made in tiles of 2x2, whose rows begin at even ones
   bool by_rows;   // made by conv_rows
   bool pairs;     // by it in pairs of rows, the first of which are even
+  bool squares;   // made in squares, as all levels of the unit
   int64_t out_h, out_w;
   int64_t rows;            // capacity of a plane
   int64_t plane;           // elements from one plane to the next
@@ -59,8 +60,10 @@ struct Level {
 constexpr int kLevels = 8;
 
 struct Kind {
-  int64_t row;   // elements a row in every buffer of the unit
-  int64_t step;  // output rows made at a time
+  int64_t row;      // elements a row in every buffer of the unit
+  int64_t step;     // output rows made at a time
+  int64_t squares;  // in a row of planes of squares, or 0 where levels are made otherwise
+  uint16_t has_left, has_right;  // of a vector of them, those that are not a row's first, or last
   Level levels[kLevels];
   int64_t out_plane;   // plane of the finished rows before they are written
   int64_t tiles_size;  // what Winograd works in

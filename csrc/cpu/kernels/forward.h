@@ -5,7 +5,7 @@
 // that the next step needs again, so that nothing is computed twice within a segment.
 #pragma once
 
-#include "conv_rows.h"
+#include "squares_forward.h"
 #include "stage.h"
 #include "winograd.h"
 
@@ -20,7 +20,9 @@ struct Window {
 // whole tiles of the level before, where Winograd makes it two rows at a time.
 BUNIT_INLINE bool is_second_of_tile(const Kind& kind, int l, int64_t row) {
   const int64_t y = row - kind.levels[l].pad;
-  return l > 0 && (kind.levels[l - 1].winograd || kind.levels[l - 1].pairs) && y > 0 && y % 2 == 1;
+  if (l == 0 || y <= 0 || y % 2 == 0) return false;
+  const Level& made = kind.levels[l - 1];
+  return made.winograd || made.pairs || made.squares;
 }
 BUNIT_INLINE int64_t first_made(const Kind& kind, int l, int64_t row) {
   return row - is_second_of_tile(kind, l, row);
@@ -45,9 +47,10 @@ struct UnitForward {
   bool padded;       // whether buffers hold their padding; else they are read as an image is
   int64_t row;       // elements a row in every buffer
   Soon soon;
+  SquaresForward<T> squares;
 
   UnitForward(const ForwardCall& call, const PackedUnit& unit, int64_t n, T* scratch)
-      : call(call), unit(unit), kind(*unit.kind), n(n) {
+      : call(call), unit(unit), kind(*unit.kind), n(n), squares(call, unit, n, scratch) {
     // (Rows on which a norm is applied as they are copied: with padding 64 units 4-8-4, N=32,
     // 28x28, took 0.96 of the time.)
     padded = !kLoadsLanes || kind.levels[0].pad != 1 || call.in_norm.mean;
@@ -56,7 +59,10 @@ struct UnitForward {
     row = padded ? kind.row : call.x.w;
     spare = scratch;
     scratch += kind.row + kLanes<T>;
-    for (int l = 0; l < call.depth; ++l) {
+    if (kSquares && kind.squares) {
+      scratch = squares.place(scratch + 3 * kind.row);  // the spare row is four
+    }
+    for (int l = 0; l < call.depth && !kind.squares; ++l) {
       const Level& level = kind.levels[l];
       buffers[l] = with_aligned(scratch, margin(level));
       scratch = buffers[l] + level.c_in * level.phases * level.phases * level.plane;
@@ -72,6 +78,7 @@ struct UnitForward {
 
   // The windows from which output row `y0` is made.
   void start(int64_t y0) {
+    if (kSquares && kind.squares) return squares.start(y0);
     int64_t row = y0;
     for (int l = call.depth - 1; l >= 0; --l) {
       row = first_made(kind, l, row);
@@ -153,6 +160,14 @@ struct UnitForward {
   void run_level(int l, int64_t y0, int64_t y1, T* out, int64_t out_plane, int64_t out_row,
                  Activation activation, bool around = false) {
     const Level& level = kind.levels[l];
+    Soon* ahead = soon.lines > 0 ? &soon : nullptr;
+    if constexpr (kSquares) {
+      if (level.squares) {  // the last level: it makes the others
+        const ToRows<T> target{
+            out, out_plane, out_row, y1 - y0, level.out_w, kind.squares == kLanes<T>, around};
+        return squares.make(y0, y1, activation, target, ahead);
+      }
+    }
     const T* weights = static_cast<const T*>(unit.weights[l]);
     const T* bias = static_cast<const T*>(unit.biases[l]);
     const auto by_rows_of = [&](StripRows<T> rows, bool has_padding) {
@@ -160,7 +175,7 @@ struct UnitForward {
       rows.top = y0 == 0;
       rows.bottom = y1 == level.out_h;
       conv_rows<T>(rows, level.c_in, weights, bias, level.c_out, level.pairs, activation, around,
-                   out, out_plane, out_row, y1 - y0, level.out_w, soon.lines > 0 ? &soon : nullptr);
+                   out, out_plane, out_row, y1 - y0, level.out_w, ahead);
     };
     if (l == 0 && reads_image) {
       const Image& x = call.x;
@@ -219,8 +234,8 @@ struct UnitForward {
     if (moments || call.residual.data) return false;
     const Scalar own = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
     return call.lanes > 1 ? call.y.lanes > 1
-                          : ((last().by_rows || last().winograd) && call.y.dtype == own &&
-                             call.y.stride_w == 1);
+                          : ((last().by_rows || last().winograd || last().squares) &&
+                             call.y.dtype == own && call.y.stride_w == 1);
   }
 
   // Adds the residual to finished rows.
@@ -296,11 +311,13 @@ struct UnitForward {
   // Asks for the whole of a unit's part of an image that lies in one piece, `ahead` bytes from
   // here.
   void ask_for_next() {
-    if (!reads_image || call.segments > 1) return;
+    const bool reads_squares = kSquares && kind.squares && squares.reads_plain_rows();
+    if (!(reads_image || reads_squares) || call.segments > 1) return;
     int64_t strips = 0;
     for (int l = 0; l < call.depth; ++l) {
       const Level& level = kind.levels[l];
       if (level.by_rows) strips += strips_of<T>(level.c_out, level.out_h, level.out_w);
+      if (level.squares) strips += strips_of_squares<T>(level.c_out, level.out_h, kind.squares);
     }
     soon = Soon::of<T>(call.x, offset_of(call.x, n, unit.in_channel, 0, 0), kind.levels[0].c_in,
                        strips);

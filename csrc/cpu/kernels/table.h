@@ -11,6 +11,7 @@ struct Kernels {
   int vector_bytes;
   bool loads_lanes;  // and so reads rows without padding
   int least_paired;  // channels of a block from which conv_rows makes rows in pairs
+  int64_t (*squares_of_row[2])(int64_t width);
   bool (*takes_rows[2])(bool plain, int channels, int64_t width);
   void (*forward[2])(const ForwardCall&, int64_t n, int64_t first, int64_t last, int64_t segment,
                      void* scratch);

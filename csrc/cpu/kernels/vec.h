@@ -60,30 +60,32 @@ BUNIT_INLINE Vec<T> load_lanes(const T* p, LaneBits lanes) {
   return load(p);
 #endif
 }
-// All lanes but the last, one lane up, after zero; all but the first, one down, before it. (The
-// intrinsics without a mask make GCC warn of what they leave undefined.) Without AVX-512 rows hold
-// their padding (kLoadsLanes), and nobody asks.
+// All lanes but the last, one lane up, after zero; all but the first, one down, before it; of these
+// zero too that are not in `kept`. (The intrinsics without a mask make GCC warn of what they leave
+// undefined.) Without AVX-512 rows hold their padding (kLoadsLanes), and nobody asks.
 template <class T>
-BUNIT_INLINE Vec<T> zero_before(Vec<T> v) {
+BUNIT_INLINE Vec<T> zero_before(Vec<T> v, LaneBits kept = kAllLanes) {
 #if BUNIT_VECTOR_BYTES == 64
   if constexpr (sizeof(T) == 8) {
-    return (Vec<T>)_mm512_maskz_alignr_epi64(0xff, (__m512i)v, __m512i{}, 7);
+    return (Vec<T>)_mm512_maskz_alignr_epi64(__mmask8(kept), (__m512i)v, __m512i{}, 7);
   } else {
-    return (Vec<T>)_mm512_maskz_alignr_epi32(0xffff, (__m512i)v, __m512i{}, 15);
+    return (Vec<T>)_mm512_maskz_alignr_epi32(kept, (__m512i)v, __m512i{}, 15);
   }
 #else
+  (void)kept;
   return v;
 #endif
 }
 template <class T>
-BUNIT_INLINE Vec<T> zero_after(Vec<T> v) {
+BUNIT_INLINE Vec<T> zero_after(Vec<T> v, LaneBits kept = kAllLanes) {
 #if BUNIT_VECTOR_BYTES == 64
   if constexpr (sizeof(T) == 8) {
-    return (Vec<T>)_mm512_maskz_alignr_epi64(0xff, __m512i{}, (__m512i)v, 1);
+    return (Vec<T>)_mm512_maskz_alignr_epi64(__mmask8(kept), __m512i{}, (__m512i)v, 1);
   } else {
-    return (Vec<T>)_mm512_maskz_alignr_epi32(0xffff, __m512i{}, (__m512i)v, 1);
+    return (Vec<T>)_mm512_maskz_alignr_epi32(kept, __m512i{}, (__m512i)v, 1);
   }
 #else
+  (void)kept;
   return v;
 #endif
 }

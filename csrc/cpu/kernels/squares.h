@@ -1,0 +1,403 @@
+// 3x3 convolutions of stride 1 in squares of 2x2 outputs: Winograd's minimal filtering F(2x2, 3x3),
+// 16 products of a pair of channels where pairs of rows (row_sums.h) take 24 and taps 36, for rows
+// that fill a vector of squares or half of one.
+//
+// A plane lies in quarters, its even and odd rows and columns apart, so that a vector holds the
+// same pixel of a vector of squares, and of what is transformed only two columns need their
+// neighbour's lane. With d the 4x4 inputs of a square, g the kernel: Y = A' [(G g G') . (B' d B)]
+// A, where B' d = (d0 - d2, d1 + d2, d2 - d1, d1 - d3) and A' m = (m0 + m1 + m2, m1 - m2 - m3)
+// (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016). All of it stays
+// in registers: rows of B' d B come one after the other, and products of columns 0 and 3 are added
+// to the sum and the difference of those of columns 1 and 2.
+//
+// An output's sums take in its own nine inputs and no others, so that NaN stays where it would be;
+// infinity may become NaN there, as it may in any sum.
+#pragma once
+
+#include "conv_rows.h"
+
+namespace bunit::BUNIT_ISA {
+
+// Whether units are worked on in squares: there must be registers for it, and lanes that shift.
+constexpr bool kSquares = BUNIT_VECTOR_BYTES == 64;
+
+// Squares in a row of a plane of images `width` pixels wide, idle ones too; 0: rows neither fill a
+// vector of squares nor are half of one.
+template <class T>
+int64_t squares_of_row(int64_t width) {
+  constexpr int64_t kN = kLanes<T>;
+  if (!kSquares || width % 2 != 0) return 0;
+  if (width == kN) return kN / 2;
+  return width <= 2 * kN && width * 8 >= 2 * kN * 7 ? kN : 0;
+}
+
+// Where pixels lie in planes of squares, in elements: the square of rows 2p and 2p + 1, columns 2t
+// and 2t + 1, is element p * run + t of each quarter (even rows' even columns, their odd columns,
+// odd rows' even columns, their odd columns). What lies beside an image is not there but zero.
+struct SquareMap {
+  int64_t run, quarter, plane;
+  LaneBits has_left, has_right;  // squares of a vector that are not the first, or last, of a row
+};
+
+template <class T>
+struct Columns {
+  Vec<T> even, odd;
+};
+
+// The even and the odd lanes of a and b one after the other. By lanes of 128 bits and within them:
+// on a Zen 4 permutations of single elements took half as long again.
+template <class T>
+BUNIT_INLINE Columns<T> columns_of(Vec<T> first, Vec<T> second) {
+#if BUNIT_VECTOR_BYTES == 64
+  const auto a = (__m512)first, b = (__m512)second;
+  const __m512 x = _mm512_maskz_shuffle_f32x4(kAllLanes, a, b, 0x88);
+  const __m512 y = _mm512_maskz_shuffle_f32x4(kAllLanes, a, b, 0xdd);
+  if constexpr (sizeof(T) == 8) {
+    return {(Vec<T>)_mm512_maskz_unpacklo_pd(0xff, (__m512d)x, (__m512d)y),
+            (Vec<T>)_mm512_maskz_unpackhi_pd(0xff, (__m512d)x, (__m512d)y)};
+  } else {
+    return {(Vec<T>)_mm512_maskz_shuffle_ps(kAllLanes, x, y, 0x88),
+            (Vec<T>)_mm512_maskz_shuffle_ps(kAllLanes, x, y, 0xdd)};
+  }
+#else
+  return {first, second};
+#endif
+}
+
+// Lanes of a and b by turns, from lane `first` on.
+template <class T>
+BUNIT_INLINE Vec<T> by_turns(Vec<T> a, Vec<T> b, int64_t first) {
+  constexpr int kN = kLanes<T>;
+  Mask<T> lane{};
+#pragma GCC unroll 16
+  for (int j = 0; j < kN; ++j) lane[j] = j / 2 + (j % 2) * kN;
+  lane += typename VecOf<T>::Int(first) - Mask<T>{};
+#if defined(__clang__)
+  T lanes[2 * kN], turned[kN];
+  memcpy(lanes, &a, sizeof(a));
+  memcpy(lanes + kN, &b, sizeof(b));
+  for (int j = 0; j < kN; ++j) turned[j] = lanes[lane[j]];
+  return load(turned);
+#else
+  return __builtin_shuffle(a, b, lane);
+#endif
+}
+
+// Squares' outputs on their way out: to planes of squares, the next level's inputs, or to rows.
+template <class T>
+struct ToPlanes {
+  T* out;
+  const SquareMap& map;
+
+  int64_t plane_size() const { return map.plane; }
+
+  BUNIT_INLINE void put(int64_t vector, int c, const Vec<T> (&y)[2][2]) const {
+    T* to = out + c * map.plane + vector * kLanes<T>;
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) store(to + q * map.quarter, y[q / 2][q % 2]);
+  }
+};
+template <class T>
+struct ToRows {
+  T* out;
+  int64_t plane, row;
+  int64_t rows, width;
+  bool one_row;  // whether a vector of squares is of one row of them, not of two
+  bool around;
+
+  int64_t plane_size() const { return plane; }
+
+  BUNIT_INLINE void put(int64_t vector, int c, const Vec<T> (&y)[2][2]) const {
+    constexpr int kN = kLanes<T>;
+    // A row's second vector ends with it.
+    const int64_t second = one_row ? width - kN : 2 * row, idle = one_row ? kN - width / 2 : 0;
+    const int64_t top = vector * (one_row ? 2 : 4);
+    const bool whole = top + (one_row ? 2 : 4) <= rows;
+    T* to = out + c * plane + top * row;
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const Vec<T> first = by_turns<T>(y[i][0], y[i][1], 0);
+      const Vec<T> last = by_turns<T>(y[i][0], y[i][1], kN / 2 - idle);
+      if (whole && around) {
+        store_around(to, first);
+        store_around(to + second, last);
+      } else {
+        if (whole || top + i < rows) store(to, first);
+        if (whole || top + i + (one_row ? 0 : 2) < rows) store(to + second, last);
+      }
+      to = stepped(to, row);
+    }
+  }
+};
+
+// Squares' inputs. `get(c, a, b, combine)` are rows a and b, from 0 on, of channel c's, combined.
+template <class T>
+struct FromPlanes {
+  const T* in;  // the first square of the outputs
+  const SquareMap& map;
+
+  BUNIT_INLINE const T* row(int c, int r) const {
+    const T* plane = in + c * map.plane;
+    return r == 0   ? plane + 2 * map.quarter - map.run
+           : r == 1 ? plane
+           : r == 2 ? plane + 2 * map.quarter
+                    : plane + map.run;
+  }
+  template <class F>
+  BUNIT_INLINE Columns<T> get(int c, int a, int b, F combine) const {
+    const T *first = row(c, a), *second = row(c, b);
+    return {combine(load(first), load(second)),
+            combine(load(first + map.quarter), load(second + map.quarter))};
+  }
+  BUNIT_INLINE void skip_channels(int count) { in += count * map.plane; }
+  BUNIT_INLINE void skip_vector() { in += kLanes<T>; }
+  BUNIT_INLINE void feed() {}
+};
+
+// Rows of an image turned into planes of squares.
+template <class T>
+struct SquareRows {
+  const T* in;
+  int64_t row, plane;
+  int channels;
+  bool one_row;    // whether a vector of squares is of one row of them, not of two
+  LaneBits lanes;  // of a row's second vector
+
+  // Rows y and, where two are side by side, y + 2, of every channel, if there are `rows` of them.
+  BUNIT_INLINE void turn(int64_t y, int64_t rows, const SquareMap& map, T* to) const {
+    const T* from = in + y * row;
+    const int64_t second = one_row ? kLanes<T> : 2 * row;
+    const LaneBits kept = one_row || y + 2 < rows ? lanes : LaneBits(0);
+    for (int c = 0; c < channels; ++c, from += plane, to += map.plane) {
+      const Columns<T> columns = columns_of<T>(load(from), load_lanes(from + second, kept));
+      store(to, columns.even);
+      store(to + map.quarter, columns.odd);
+    }
+  }
+};
+
+// The same of planes that are filled as they are used.
+template <class T>
+struct FedPlanes : FromPlanes<T> {
+  SquareRows<T> rows;
+  int64_t y, end;  // the next row, and behind the last
+  T* to;           // where the row goes
+
+  BUNIT_INLINE void feed() {
+    if (y >= end) return;
+    rows.turn(y, end, this->map, to);
+    if (y + 1 < end) rows.turn(y + 1, end, this->map, to + 2 * this->map.quarter);
+    y += rows.one_row ? 2 : 4;
+    to += kLanes<T>;
+  }
+};
+
+// Of how many input channels products are summed at a time, where there are more.
+constexpr int kSquareBlock = 4;
+
+// Sums of products of `Out` output channels in a vector of squares.
+template <class T, int Out>
+struct SquareSums {
+  Vec<T> y[Out][2][2];
+
+  // Adds those of `In` input channels. Weights in the order in which they are used, as pack_squares
+  // puts them; `bias` is that of sums that begin.
+  template <int In, bool Begins, class Source>
+  BUNIT_INLINE const T* add(const Source& in, const T* w, const T* bias) {
+    const auto sum = [](Vec<T> a, Vec<T> b) BUNIT_ALWAYS { return a + b; };
+    const auto difference = [](Vec<T> a, Vec<T> b) BUNIT_ALWAYS { return a - b; };
+    w = add_row<In, Begins, 1, 2>(in, sum, w, bias, [](auto& y, auto s, auto d) BUNIT_ALWAYS {
+      if constexpr (Begins) {
+        y[0][0] = s;
+        y[0][1] = d;
+      } else {
+        y[0][0] += s;
+        y[0][1] += d;
+        y[1][0] += s;
+        y[1][1] += d;
+      }
+    });
+    w = add_row<In, false, 2, 1>(in, difference, w, bias, [](auto& y, auto s, auto d) BUNIT_ALWAYS {
+      y[1][0] = (Begins ? y[0][0] : y[1][0]) - s;
+      y[1][1] = (Begins ? y[0][1] : y[1][1]) - d;
+      y[0][0] += s;
+      y[0][1] += d;
+    });
+    w = add_row<In, false, 0, 2>(in, difference, w, bias, [](auto& y, auto s, auto d) BUNIT_ALWAYS {
+      y[0][0] += s;
+      y[0][1] += d;
+    });
+    return add_row<In, false, 1, 3>(in, difference, w, bias,
+                                    [](auto& y, auto s, auto d) BUNIT_ALWAYS {
+                                      y[1][0] += s;
+                                      y[1][1] += d;
+                                    });
+  }
+
+  // Those of any number of input channels.
+  template <class Source>
+  BUNIT_INLINE void add_all(Source in, int c_in, const T* w, const T* bias) {
+#pragma GCC unroll 16
+    for (int k = 0; k < 4 * Out; ++k) y[k / 4][k / 2 % 2][k % 2] = splat<T>(bias[k / 4]);
+    const int rest = c_in % kSquareBlock;
+    for (int c = rest; c < c_in; c += kSquareBlock, in.skip_channels(kSquareBlock)) {
+      w = add<kSquareBlock, false>(in, w, bias);
+    }
+    if (rest == 1) {
+      add<1, false>(in, w, bias);
+    } else if (rest == 2) {
+      add<2, false>(in, w, bias);
+    } else if (rest == 3) {
+      add<3, false>(in, w, bias);
+    }
+  }
+
+ private:
+  // Of one row of B' d B, combine(d's row A, its row B) transformed, the products with its weights.
+  template <int In, bool Biased, int A, int B, class Source, class F, class G>
+  BUNIT_INLINE const T* add_row(const Source& in, F combine, const T* w, const T* bias, G finish) {
+    Columns<T> x[In];
+    Vec<T> v[In][2];
+#pragma GCC unroll 4
+    for (int c = 0; c < In; ++c) {
+      x[c] = in.get(c, A, B, combine);
+      v[c][0] = x[c].even + x[c].odd;
+      v[c][1] = x[c].odd - x[c].even;
+    }
+    Vec<T> inner[Out][2];
+#pragma GCC unroll 4
+    for (int o = 0; o < Out; ++o) {
+#pragma GCC unroll 4
+      for (int c = 0; c < In; ++c) {
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; ++k, ++w) {
+          if (c > 0) {
+            add_scaled<T>(inner[o][k], *w, v[c][k]);
+          } else if (Biased && k == 0) {  // is in all four once
+            inner[o][k] = splat<T>(bias[o]);
+            add_scaled<T>(inner[o][k], *w, v[c][k]);
+          } else {
+            inner[o][k] = splat<T>(*w) * v[c][k];
+          }
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < In; ++c) {
+      v[c][0] = zero_before<T>(x[c].odd, in.map.has_left) - x[c].odd;
+      v[c][1] = x[c].even - zero_after<T>(x[c].even, in.map.has_right);
+    }
+#pragma GCC unroll 4
+    for (int o = 0; o < Out; ++o) {
+      Vec<T> s = inner[o][0] + inner[o][1], d = inner[o][0] - inner[o][1];
+#pragma GCC unroll 4
+      for (int c = 0; c < In; ++c, w += 2) {
+        add_scaled<T>(s, w[0], v[c][0]);
+        add_scaled<T>(d, w[1], v[c][1]);
+      }
+      finish(y[o], s, d);
+    }
+    return w;
+  }
+};
+
+template <class T, int Out>
+__attribute__((noinline)) void activate_sums(Activation activation, SquareSums<T, Out>& sums) {
+  activate_in_place(activation, reinterpret_cast<T*>(&sums), int64_t(sizeof(sums) / sizeof(T)));
+}
+
+// `vectors` vectors of squares of `Out` output channels; In: all of the few input channels, or 0.
+template <class T, int In, int Out, class Source, class Target>
+struct SquareStrip {
+  static void run(const Source& source, int c_in, const T* weights, const T* bias,
+                  Activation activation, const Target& target, int64_t vectors, Soon* soon) {
+    Source in = source;
+    for (int64_t i = 0; i < vectors; ++i, in.skip_vector()) {
+      if (soon) soon->ask();
+      in.feed();
+      const T* w = weights;
+      asm("" : "+r"(w));  // or the address of each is worked out beforehand
+      SquareSums<T, Out> sums;
+      if constexpr (In > 0) {
+        sums.template add<In, true>(in, w, bias);
+      } else {
+        sums.add_all(in, c_in, w, bias);
+      }
+      if (activation == Activation::relu) {
+#pragma GCC unroll 16
+        for (int k = 0; k < 4 * Out; ++k) {
+          Vec<T>& y = sums.y[k / 4][k / 2 % 2][k % 2];
+          y = max0<T>(y);
+        }
+      } else if (activation != Activation::identity) {
+        SquareSums<T, Out> copy = sums;  // of which the address may be taken
+        activate_sums(activation, copy);
+        sums = copy;
+      }
+#pragma GCC unroll 4
+      for (int c = 0; c < Out; ++c) target.put(i, c, sums.y[c]);
+    }
+  }
+};
+
+template <class T, class Source, class Target>
+using SquareStripFn = void (*)(const Source&, int, const T*, const T*, Activation, const Target&,
+                               int64_t, Soon*);
+
+template <class T, int Out, class Source, class Target>
+BUNIT_INLINE SquareStripFn<T, Source, Target> square_strip(int c_in) {
+  switch (c_in) {
+    case 1:
+      return &SquareStrip<T, 1, Out, Source, Target>::run;
+    case 2:
+      return &SquareStrip<T, 2, Out, Source, Target>::run;
+    case 3:
+      return &SquareStrip<T, 3, Out, Source, Target>::run;
+    case 4:
+      return &SquareStrip<T, 4, Out, Source, Target>::run;
+    default:
+      return &SquareStrip<T, 0, Out, Source, Target>::run;
+  }
+}
+
+// How many strips conv_squares takes for rows of so many squares.
+template <class T>
+BUNIT_INLINE int64_t strips_of_squares(int channels, int64_t rows, int64_t squares) {
+  const int64_t vectors = ((rows + 1) / 2 * squares + kLanes<T> - 1) / kLanes<T>;
+  return (channels + kBlock - 1) / kBlock * vectors;
+}
+
+// Activated sums, plus bias[c] where there is one, of a block of at most kBlock output channels in
+// `vectors` vectors of squares.
+template <class T, class Source, class Target>
+BUNIT_INLINE void run_squares(const Source& source, int c_in, const T* weights, const T* bias,
+                              int block, Activation activation, const Target& target,
+                              int64_t vectors, Soon* soon) {
+  const SquareStripFn<T, Source, Target> run =
+      block == 1   ? square_strip<T, 1, Source, Target>(c_in)
+      : block == 2 ? square_strip<T, 2, Source, Target>(c_in)
+      : block == 3 ? square_strip<T, 3, Source, Target>(c_in)
+                   : square_strip<T, 4, Source, Target>(c_in);
+  run(source, c_in, weights, bias ? bias : kZeros<T>, activation, target, vectors, soon);
+}
+
+// The same of any number of output channels. Of planes that `fed` fills they are filled with the
+// first ones.
+template <class T, class Target>
+void conv_squares(const FromPlanes<T>& source, const FedPlanes<T>* fed, int c_in, const T* weights,
+                  const T* bias, int channels, Activation activation, Target target,
+                  int64_t vectors, Soon* soon) {
+  for (int c = 0; c < channels; c += kBlock) {
+    const int block = channels - c < kBlock ? channels - c : kBlock;
+    const T* own = bias ? bias + c : nullptr;
+    if (fed && c == 0) {
+      run_squares(*fed, c_in, weights, own, block, activation, target, vectors, soon);
+    } else {
+      run_squares(source, c_in, weights, own, block, activation, target, vectors, soon);
+    }
+    weights += 16 * c_in * block;
+    target.out += block * target.plane_size();
+  }
+}
+
+}  // namespace bunit::BUNIT_ISA
