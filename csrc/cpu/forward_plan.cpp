@@ -7,8 +7,8 @@ namespace {
 
 // What a step's buffers may take of the first-level cache (32 to 48 KiB), beside weights.
 constexpr int64_t kCacheBytes = 36 * 1024;
-// The same with Winograd's tiles and squares: of the second. (In squares steps that keep to the first
-// one took 1.06 of the time, 16-16-16 at 28x28.)
+// The same with Winograd's tiles and squares: of the second. (In squares steps that keep to the
+// first one took 1.06 of the time, 16-16-16 at 28x28.)
 constexpr int64_t kTilesCacheBytes = 192 * 1024;
 constexpr int64_t kSquaresCacheBytes = 256 * 1024;
 constexpr int64_t kStageBytes = 256 * 1024;
