@@ -36,6 +36,8 @@ CASES = (
     (unit_conv2d, ConvCase(("2-4-2", "1-2-3:k5", "3-1-1") * 3, size=(5, 23, 33), stride=2)),
     (unit_conv2d, ConvCase("16-16-16", 3, size=(3, 17, 14), layout="channels_last")),
     (unit_conv2d, ConvCase("16-24-16-2", 1, size=(1, 57, 35))),
+    # Made in steps, the last of two rows, and in one where the image is split.
+    (unit_conv2d, ConvCase("1-128-1", 1, size=(3, 122, 28))),
     (unit_conv2d_train, ConvCase("2-4-2", 13, size=(7, 28, 28))),
     (unit_conv2d_train, ConvCase("16-16-16", 1, size=(2, 37, 30))),
     (unit_conv2d_train, ConvCase(("2-4-2", "1-2-3:k5"), size=(9, 30, 30), layout="channels_last")),

@@ -201,7 +201,7 @@ void ForwardPlan::set_squares_step(Kind& kind) const {
   const int64_t steps = (out_h_ + most - 1) / most;
   kind.step = round_up((out_h_ + steps - 1) / steps, 2);
   kind.out_plane = padded_plane(kind.step * kind.row + 2 * vector, vector);
-  kind.scratch = 4 * kind.row + vector + (1 + kPlanesApart) * vector +
+  kind.scratch = 3 * kind.row + vector + (1 + kPlanesApart) * vector +
                  kind.levels[depth - 1].c_out * kind.out_plane;
   for (int64_t l = 0; l < depth; ++l) {
     Level& level = kind.levels[l];

@@ -60,7 +60,7 @@ struct UnitForward {
     spare = scratch;
     scratch += kind.row + kLanes<T>;
     if (kSquares && kind.squares) {
-      scratch = squares.place(scratch + 3 * kind.row);  // the spare row is four
+      scratch = squares.place(scratch + 2 * kind.row);  // `spare` is three rows
     }
     for (int l = 0; l < call.depth && !kind.squares; ++l) {
       const Level& level = kind.levels[l];

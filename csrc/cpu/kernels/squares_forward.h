@@ -18,7 +18,7 @@ struct SquaresForward {
   const PackedUnit& unit;
   const Kind& kind;
   int64_t n;
-  T* spare;  // a row
+  T* spare;  // three rows
   T* buffers[kLevels];
   Window windows[kLevels];
   SquareMap maps[kLevels];
@@ -37,7 +37,7 @@ struct SquaresForward {
     return scratch;
   }
 
-  bool reads_plain_rows() const { return !call.in_norm.mean && has_plain_rows<T>(call.x); }
+  bool reads_plain_rows() const { return has_plain_rows<T>(call.x); }
 
   // Nothing is kept of what output rows from `y0`, even, on are made of.
   void start(int64_t y0) {
@@ -117,18 +117,17 @@ struct SquaresForward {
     Window& window = windows[l];
     const int64_t begin = at_least(y0 - 2, 0);
     if (begin > window.begin) keep_from(l, begin);
-    const int64_t from = window.end;
-    if (from < end) {
+    if (window.end < end) {
       if (l == 0) {
-        load_rows(from, end);
+        load_rows(window.end, end);
       } else {
-        const ToPlanes<T> target{at(l, from), maps[l]};
-        run(l - 1, from, end, call.hidden, target, soon);
+        const ToPlanes<T> target{at(l, window.end), maps[l]};
+        run(l - 1, window.end, end, call.hidden, target, soon);
       }
       window.end = end;
     }
-    if (from == last || last < call.x.h) return;
-    // What is behind the image, the rest of squares that it cuts off too.
+    if (last < call.x.h) return;
+    // What is behind the image, the rest of squares that it cuts off too; rows that are kept move.
     if (last % 2 == 1) clear_row(l, last);
     clear_row(l, last + last % 2);
   }
@@ -154,22 +153,18 @@ struct SquaresForward {
       return for_each_turned(y0, y1,
                              [&](int64_t y) BUNIT_ALWAYS { rows.turn(y, y1, maps[0], at(0, y)); });
     }
-    // A pair of rows of a vector of squares at a time, as they would lie in an image.
-    const auto copied = [&](const auto& reader) {
-      for (int c = 0; c < kind.levels[0].c_in; ++c) {
-        for_each_turned(y0, y1, [&](int64_t y) {
-          const int64_t second = has_one_row() ? 0 : 2 * kind.row;
-          reader(unit.in_channel + c, y, 0, 1, spare, x.w);
-          if (second > 0 && y + 2 < y1)
-            reader(unit.in_channel + c, y + 2, 0, 1, spare + second, x.w);
-          const SquareRows<T> rows{spare, kind.row, 0, 1, has_one_row(), rest_lanes()};
-          rows.turn(0, y1 - y, maps[0], at(0, y) + c * maps[0].plane);
-        });
-      }
-    };
-    if (!call.in_norm.mean) return copied(ReadPixels{x, n});
-    T* before = spare + 3 * kind.row + kLanes<T>;
-    copied(ReadNormalised<T>{x, n, call.in_norm, call.in_activation, before});
+    // Row by row, or two of them where they are side by side, by way of rows as an image has them.
+    const ReadPixels reader{x, n};
+    const SquareRows<T> rows{spare, kind.row, 0, 1, has_one_row(), rest_lanes()};
+    for (int c = 0; c < kind.levels[0].c_in; ++c) {
+      for_each_turned(y0, y1, [&](int64_t y) {
+        reader(unit.in_channel + c, y, 0, 1, spare, x.w);
+        if (!has_one_row() && y + 2 < y1) {
+          reader(unit.in_channel + c, y + 2, 0, 1, spare + 2 * kind.row, x.w);
+        }
+        rows.turn(0, y1 - y, maps[0], at(0, y) + c * maps[0].plane);
+      });
+    }
   }
 
   // Calls turn(y) for the rows of [y0, y1) or, where two are side by side, the upper ones.
