@@ -62,11 +62,12 @@ void ForwardPlan::pack(const std::vector<Tensor>& weights, const std::vector<Ten
   for (int l = 0; l < stack_.depth; ++l) {
     if (!biases.empty()) size += stack_.channels[l + 1];
     for (size_t u = 0; u < stack_.units.size(); ++u) {
-      const Level& level = plans_[0].units[u].kind->levels[l];
-      size += level.winograd  ? winograd_weights(level.c_in, level.c_out)
-              : level.squares ? square_weights(level.c_in, level.c_out)
-              : level.pairs   ? pair_weights(level.c_in, level.c_out)
-                              : int64_t(level.taps) * level.c_out;
+      const Kind& kind = *plans_[0].units[u].kind;
+      const Level& level = kind.levels[l];
+      size += level.winograd     ? winograd_weights(level.c_in, level.c_out)
+              : kind.squares > 0 ? square_weights(level.c_in, level.c_out)
+              : level.pairs      ? pair_weights(level.c_in, level.c_out)
+                                 : int64_t(level.taps) * level.c_out;
     }
   }
   packed_.resize(size_t(size * int64_t(sizeof(T)) + 7) / 8);
@@ -76,11 +77,12 @@ void ForwardPlan::pack(const std::vector<Tensor>& weights, const std::vector<Ten
     std::vector<size_t> winograd;
     for (size_t u = 0; u < stack_.units.size(); ++u) {
       for (PartPlan& plan : plans_) plan.units[u].weights[l] = out;
-      const Level& level = plans_[0].units[u].kind->levels[l];
+      const Kind& kind = *plans_[0].units[u].kind;
+      const Level& level = kind.levels[l];
       if (level.winograd) {
         winograd.push_back(u);
         out += winograd_weights(level.c_in, level.c_out);
-      } else if (level.squares) {
+      } else if (kind.squares > 0) {
         const T* own = &weight[stack_.units[u].weights[l]];
         out = pack_squares(level.c_in, level.c_out, tap_of(own, level), out);
       } else if (level.pairs) {
@@ -127,17 +129,16 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
     level.plain = unit.kernel == 3 && stride == 1 && options_.dilation == 1;
     level.out_h = conv_size(h, unit.kernel, unit.pad, stride, options_.dilation);
     level.out_w = conv_size(w, unit.kernel, unit.pad, stride, options_.dilation);
-    const bool fills_rows =
-        kernels().takes_rows[compute_index(dtype_)](level.plain, level.c_out, level.out_w);
-    level.squares = kind.squares > 0;
+    const bool fills_rows = kind.squares == 0 && kernels().takes_rows[compute_index(dtype_)](
+                                                     level.plain, level.c_out, level.out_w);
     // All parts of the batch share weights.
-    const bool pairs = fills_rows && !level.squares && plans_.front().part.lanes == 1 &&
-                       level.c_out >= kernels().least_paired;
+    const bool pairs =
+        fills_rows && plans_.front().part.lanes == 1 && level.c_out >= kernels().least_paired;
     const bool narrow = int64_t(level.c_in) * level.c_out <= kMostPaired;
-    level.winograd = level.plain && !level.squares &&
+    level.winograd = level.plain && kind.squares == 0 &&
                      !(pairs && narrow && options_.pass == Pass::forward) &&
                      takes_winograd(level.c_in, level.c_out, x.h * x.w, options_.pass);
-    level.by_rows = fills_rows && plan.part.lanes == 1 && !level.winograd && !level.squares;
+    level.by_rows = fills_rows && plan.part.lanes == 1 && !level.winograd;
     level.pairs = level.by_rows && pairs;
     STD_TORCH_CHECK(level.out_h >= 1 && level.out_w >= 1, "level ", l + 1, " gets ", h, "x", w,
                     " pixels, too few for its kernel of ", unit.kernel);

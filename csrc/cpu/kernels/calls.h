@@ -50,7 +50,6 @@ struct Level {
   bool winograd;  // made in tiles of 2x2, whose rows begin at even ones
   bool by_rows;   // made by conv_rows
   bool pairs;     // by it in pairs of rows, the first of which are even
-  bool squares;   // made in squares, as all levels of the unit
   int64_t out_h, out_w;
   int64_t rows;            // capacity of a plane
   int64_t plane;           // elements from one plane to the next

@@ -22,7 +22,7 @@ BUNIT_INLINE bool is_second_of_tile(const Kind& kind, int l, int64_t row) {
   const int64_t y = row - kind.levels[l].pad;
   if (l == 0 || y <= 0 || y % 2 == 0) return false;
   const Level& made = kind.levels[l - 1];
-  return made.winograd || made.pairs || made.squares;
+  return made.winograd || made.pairs || kind.squares;
 }
 BUNIT_INLINE int64_t first_made(const Kind& kind, int l, int64_t row) {
   return row - is_second_of_tile(kind, l, row);
@@ -162,7 +162,7 @@ struct UnitForward {
     const Level& level = kind.levels[l];
     Soon* ahead = soon.lines > 0 ? &soon : nullptr;
     if constexpr (kSquares) {
-      if (level.squares) {  // the last level: it makes the others
+      if (kind.squares) {  // the last level: it makes the others
         const ToRows<T> target{
             out, out_plane, out_row, y1 - y0, level.out_w, kind.squares == kLanes<T>, around};
         return squares.make(y0, y1, activation, target, ahead);
@@ -234,7 +234,7 @@ struct UnitForward {
     if (moments || call.residual.data) return false;
     const Scalar own = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
     return call.lanes > 1 ? call.y.lanes > 1
-                          : ((last().by_rows || last().winograd || last().squares) &&
+                          : ((last().by_rows || last().winograd || kind.squares) &&
                              call.y.dtype == own && call.y.stride_w == 1);
   }
 
@@ -317,7 +317,7 @@ struct UnitForward {
     for (int l = 0; l < call.depth; ++l) {
       const Level& level = kind.levels[l];
       if (level.by_rows) strips += strips_of<T>(level.c_out, level.out_h, level.out_w);
-      if (level.squares) strips += strips_of_squares<T>(level.c_out, level.out_h, kind.squares);
+      if (kind.squares) strips += strips_of_squares<T>(level.c_out, level.out_h, kind.squares);
     }
     soon = Soon::of<T>(call.x, offset_of(call.x, n, unit.in_channel, 0, 0), kind.levels[0].c_in,
                        strips);
