@@ -30,7 +30,7 @@ inline int64_t winograd_weights(int64_t c_in, int64_t c_out) {
   return 16 * c_in * channels;
 }
 
-constexpr int64_t kSquareBlock = 4;  // that of kernels/squares.h
+constexpr int64_t kSquareInputs = 4;  // that of kernels/squares.h
 
 // Elements that a strip of tiles takes (Winograd::memory): transformed inputs and products.
 inline int64_t winograd_memory(int64_t c_in, int64_t lanes) {
@@ -73,9 +73,10 @@ void pack_winograd(int64_t c_in, int64_t c_out, const Weight& weight, T* out) {
 
 inline int64_t square_weights(int64_t c_in, int64_t c_out) { return 16 * c_in * c_out; }
 
-// G g G' as kernels/squares.h takes it, in the order of use: for blocks of output channels, of
-// kSquareBlock input channels and what is left, and for rows 1, 2, 0 and 3 (negative) of all pairs
-// of channels columns 1 and 2, then of all columns 0 and 3 (negative). Returns what follows.
+// G g G' as kernels/squares.h takes it, in the order of use: for blocks of output channels and for
+// rows 1, 2, 0 and 3 (negative) of all pairs of channels, output channels first, columns 1 and 2,
+// then of all columns 0 and 3 (negative). Of many input channels (squares_wide.h) those rows of all
+// pairs, input channels first, columns 0 to 3. Returns what follows.
 template <class T, class Weight>
 T* pack_squares(int64_t c_in, int64_t c_out, const Weight& weight, T* out) {
   const auto filter = [](T g0, T g1, T g2, T* to) {
@@ -84,30 +85,31 @@ T* pack_squares(int64_t c_in, int64_t c_out, const Weight& weight, T* out) {
     to[2] = (g0 - g1 + g2) / 2;
     to[3] = -g2;
   };
+  const bool wide = c_in > kSquareInputs;
   for (int64_t o0 = 0, block; o0 < c_out; o0 += block) {
     block = std::min<int64_t>(kChannelBlock, c_out - o0);
-    for (int64_t i0 = 0, inputs; i0 < c_in; i0 += inputs) {
-      inputs = std::min(kSquareBlock, c_in - i0);
-      const int64_t pairs = block * inputs;
-      for (int64_t pair = 0; pair < pairs; ++pair) {
-        const int64_t o = o0 + pair / inputs, i = i0 + pair % inputs;
-        T rows[3][4];
-        for (int x = 0; x < 3; ++x) {
-          filter(weight(o, i, x), weight(o, i, 3 + x), weight(o, i, 6 + x), rows[x]);
-        }
-        T* to = out + 2 * pair;
-        for (const int k : {1, 2, 0, 3}) {
-          T turned[4];
-          filter(rows[0][k], rows[1][k], rows[2][k], turned);
-          to[0] = turned[1];
-          to[1] = turned[2];
-          to[2 * pairs] = turned[0];
-          to[2 * pairs + 1] = turned[3];
-          to += 4 * pairs;
-        }
+    const int64_t pairs = block * c_in;
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const int64_t o = wide ? pair % block : pair / c_in, i = wide ? pair / block : pair % c_in;
+      T rows[3][4];
+      for (int x = 0; x < 3; ++x) {
+        filter(weight(o0 + o, i, x), weight(o0 + o, i, 3 + x), weight(o0 + o, i, 6 + x), rows[x]);
       }
-      out += 16 * pairs;
+      T* to = out;
+      for (const int k : {1, 2, 0, 3}) {
+        T turned[4];
+        filter(rows[0][k], rows[1][k], rows[2][k], turned);
+        if (wide) {
+          std::copy_n(turned, 4, to + 4 * pair);
+        } else {
+          std::copy_n(turned + 1, 2, to + 2 * pair);
+          to[2 * (pairs + pair)] = turned[0];
+          to[2 * (pairs + pair) + 1] = turned[3];
+        }
+        to += 4 * pairs;
+      }
     }
+    out += 16 * pairs;
   }
   return out;
 }

@@ -381,8 +381,8 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
   const PackedUnit &begin = call.units[first], &end = call.units[last - 1];
   // What is read next is mostly the next unit's.
   const auto ask_behind = [&](int64_t from, int64_t to) {
-    const int64_t channels =
-        call.units[to].in_channel + call.units[to].kind->levels[0].c_in - call.units[from].in_channel;
+    const int64_t channels = call.units[to].in_channel + call.units[to].kind->levels[0].c_in -
+                             call.units[from].in_channel;
     call.x.ahead = bytes_ahead(call.x, call.lanes, channels * call.x.stride_c);
   };
   ask_behind(first, last - 1);

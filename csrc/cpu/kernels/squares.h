@@ -18,34 +18,32 @@
 
 namespace bunit::BUNIT_ISA {
 
-// Of how many input channels products are summed at a time, where there are more.
-constexpr int kSquareBlock = 4;
+// Input channels up to which all that is transformed of a row stays in registers.
+constexpr int kSquareInputs = 4;
+
+template <class T, int N>
+__attribute__((noinline)) void activate_sums(Activation activation, Vec<T> (&sums)[N]) {
+  activate_in_place(activation, reinterpret_cast<T*>(sums), N * kLanes<T>);
+}
 
 // Sums of products of `Out` output channels in a vector of squares.
 template <class T, int Out>
 struct SquareSums {
   Vec<T> y[Out][2][2];
 
-  // Adds those of `In` input channels. Weights in the order in which they are used, as pack_squares
-  // puts them; `bias` is that of sums that begin.
-  template <int In, bool Begins, class Source>
-  BUNIT_INLINE const T* add(const Source& in, const T* w, const T* bias) {
+  // Those of `In` input channels, at most kSquareInputs. Weights in the order in which they are
+  // used, as pack_squares puts them.
+  template <int In, class Source>
+  BUNIT_INLINE void make(const Source& in, const T* w, const T* bias) {
     const auto sum = [](Vec<T> a, Vec<T> b) BUNIT_ALWAYS { return a + b; };
     const auto difference = [](Vec<T> a, Vec<T> b) BUNIT_ALWAYS { return a - b; };
-    w = add_row<In, Begins, 1, 2>(in, sum, w, bias, [](auto& y, auto s, auto d) BUNIT_ALWAYS {
-      if constexpr (Begins) {
-        y[0][0] = s;
-        y[0][1] = d;
-      } else {
-        y[0][0] += s;
-        y[0][1] += d;
-        y[1][0] += s;
-        y[1][1] += d;
-      }
+    w = add_row<In, true, 1, 2>(in, sum, w, bias, [](auto& y, auto s, auto d) BUNIT_ALWAYS {
+      y[0][0] = s;
+      y[0][1] = d;
     });
     w = add_row<In, false, 2, 1>(in, difference, w, bias, [](auto& y, auto s, auto d) BUNIT_ALWAYS {
-      y[1][0] = (Begins ? y[0][0] : y[1][0]) - s;
-      y[1][1] = (Begins ? y[0][1] : y[1][1]) - d;
+      y[1][0] = y[0][0] - s;
+      y[1][1] = y[0][1] - d;
       y[0][0] += s;
       y[0][1] += d;
     });
@@ -53,29 +51,33 @@ struct SquareSums {
       y[0][0] += s;
       y[0][1] += d;
     });
-    return add_row<In, false, 1, 3>(in, difference, w, bias,
-                                    [](auto& y, auto s, auto d) BUNIT_ALWAYS {
-                                      y[1][0] += s;
-                                      y[1][1] += d;
-                                    });
+    add_row<In, false, 1, 3>(in, difference, w, bias, [](auto& y, auto s, auto d) BUNIT_ALWAYS {
+      y[1][0] += s;
+      y[1][1] += d;
+    });
   }
 
-  // Those of any number of input channels.
-  template <class Source>
-  BUNIT_INLINE void add_all(Source in, int c_in, const T* w, const T* bias) {
+  // Activates them and puts them into `target`.
+  template <class Target>
+  BUNIT_INLINE void put(Activation activation, const Target& target, int64_t vector) const {
+    Vec<T> z[Out][2][2];
 #pragma GCC unroll 16
-    for (int k = 0; k < 4 * Out; ++k) y[k / 4][k / 2 % 2][k % 2] = splat<T>(bias[k / 4]);
-    const int rest = c_in % kSquareBlock;
-    for (int c = rest; c < c_in; c += kSquareBlock, in.skip_channels(kSquareBlock)) {
-      w = add<kSquareBlock, false>(in, w, bias);
+    for (int k = 0; k < 4 * Out; ++k) z[k / 4][k / 2 % 2][k % 2] = y[k / 4][k / 2 % 2][k % 2];
+    if (activation == Activation::relu) {
+#pragma GCC unroll 16
+      for (int k = 0; k < 4 * Out; ++k) {
+        z[k / 4][k / 2 % 2][k % 2] = max0<T>(z[k / 4][k / 2 % 2][k % 2]);
+      }
+    } else if (activation != Activation::identity) {
+      Vec<T> copy[4 * Out];  // of which the address may be taken
+#pragma GCC unroll 16
+      for (int k = 0; k < 4 * Out; ++k) copy[k] = z[k / 4][k / 2 % 2][k % 2];
+      activate_sums<T>(activation, copy);
+#pragma GCC unroll 16
+      for (int k = 0; k < 4 * Out; ++k) z[k / 4][k / 2 % 2][k % 2] = copy[k];
     }
-    if (rest == 1) {
-      add<1, false>(in, w, bias);
-    } else if (rest == 2) {
-      add<2, false>(in, w, bias);
-    } else if (rest == 3) {
-      add<3, false>(in, w, bias);
-    }
+#pragma GCC unroll 4
+    for (int c = 0; c < Out; ++c) target.put(vector, c, z[c]);
   }
 
  private:
@@ -127,16 +129,11 @@ struct SquareSums {
   }
 };
 
-template <class T, int Out>
-__attribute__((noinline)) void activate_sums(Activation activation, SquareSums<T, Out>& sums) {
-  activate_in_place(activation, reinterpret_cast<T*>(&sums), int64_t(sizeof(sums) / sizeof(T)));
-}
-
-// `vectors` vectors of squares of `Out` output channels; In: all of the few input channels, or 0.
+// `vectors` vectors of squares of `Out` output channels.
 template <class T, int In, int Out, class Source, class Target>
 struct SquareStrip {
-  static void run(const Source& source, int c_in, const T* weights, const T* bias,
-                  Activation activation, const Target& target, int64_t vectors, Soon* soon) {
+  static void run(const Source& source, const T* weights, const T* bias, Activation activation,
+                  const Target& target, int64_t vectors, Soon* soon) {
     Source in = source;
     for (int64_t i = 0; i < vectors; ++i, in.skip_vector()) {
       if (soon) soon->ask();
@@ -144,30 +141,14 @@ struct SquareStrip {
       const T* w = weights;
       asm("" : "+r"(w));  // or the address of each is worked out beforehand
       SquareSums<T, Out> sums;
-      if constexpr (In > 0) {
-        sums.template add<In, true>(in, w, bias);
-      } else {
-        sums.add_all(in, c_in, w, bias);
-      }
-      if (activation == Activation::relu) {
-#pragma GCC unroll 16
-        for (int k = 0; k < 4 * Out; ++k) {
-          Vec<T>& y = sums.y[k / 4][k / 2 % 2][k % 2];
-          y = max0<T>(y);
-        }
-      } else if (activation != Activation::identity) {
-        SquareSums<T, Out> copy = sums;  // of which the address may be taken
-        activate_sums(activation, copy);
-        sums = copy;
-      }
-#pragma GCC unroll 4
-      for (int c = 0; c < Out; ++c) target.put(i, c, sums.y[c]);
+      sums.template make<In>(in, w, bias);
+      sums.put(activation, target, i);
     }
   }
 };
 
 template <class T, class Source, class Target>
-using SquareStripFn = void (*)(const Source&, int, const T*, const T*, Activation, const Target&,
+using SquareStripFn = void (*)(const Source&, const T*, const T*, Activation, const Target&,
                                int64_t, Soon*);
 
 template <class T, int Out, class Source, class Target>
@@ -179,18 +160,9 @@ BUNIT_INLINE SquareStripFn<T, Source, Target> square_strip(int c_in) {
       return &SquareStrip<T, 2, Out, Source, Target>::run;
     case 3:
       return &SquareStrip<T, 3, Out, Source, Target>::run;
-    case 4:
-      return &SquareStrip<T, 4, Out, Source, Target>::run;
     default:
-      return &SquareStrip<T, 0, Out, Source, Target>::run;
+      return &SquareStrip<T, 4, Out, Source, Target>::run;
   }
-}
-
-// How many strips conv_squares takes for rows of so many squares.
-template <class T>
-BUNIT_INLINE int64_t strips_of_squares(int channels, int64_t rows, int64_t squares) {
-  const int64_t vectors = ((rows + 1) / 2 * squares + kLanes<T> - 1) / kLanes<T>;
-  return (channels + kBlock - 1) / kBlock * vectors;
 }
 
 // Activated sums, plus bias[c] where there is one, of a block of at most kBlock output channels in
@@ -204,26 +176,7 @@ BUNIT_INLINE void run_squares(const Source& source, int c_in, const T* weights, 
       : block == 2 ? square_strip<T, 2, Source, Target>(c_in)
       : block == 3 ? square_strip<T, 3, Source, Target>(c_in)
                    : square_strip<T, 4, Source, Target>(c_in);
-  run(source, c_in, weights, bias ? bias : kZeros<T>, activation, target, vectors, soon);
-}
-
-// The same of any number of output channels. Of planes that `fed` fills they are filled with the
-// first ones.
-template <class T, class Target>
-void conv_squares(const FromPlanes<T>& source, const FedPlanes<T>* fed, int c_in, const T* weights,
-                  const T* bias, int channels, Activation activation, Target target,
-                  int64_t vectors, Soon* soon) {
-  for (int c = 0; c < channels; c += kBlock) {
-    const int block = channels - c < kBlock ? channels - c : kBlock;
-    const T* own = bias ? bias + c : nullptr;
-    if (fed && c == 0) {
-      run_squares(*fed, c_in, weights, own, block, activation, target, vectors, soon);
-    } else {
-      run_squares(source, c_in, weights, own, block, activation, target, vectors, soon);
-    }
-    weights += 16 * c_in * block;
-    target.out += block * target.plane_size();
-  }
+  run(source, weights, bias ? bias : kZeros<T>, activation, target, vectors, soon);
 }
 
 }  // namespace bunit::BUNIT_ISA

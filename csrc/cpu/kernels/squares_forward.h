@@ -3,7 +3,7 @@
 #pragma once
 
 #include "planes.h"
-#include "squares.h"
+#include "squares_wide.h"
 
 namespace bunit::BUNIT_ISA {
 
