@@ -303,6 +303,10 @@ void ForwardPlan::run(const UnitRange& units, const Image& x, const Image& y, co
   call.in_activation = in_activation;
   call.around = (options_.out == Activation::identity || options_.out == Activation::relu) &&
                 goes_around_caches(y, y.w);
+  // (Copied once they are whole: 8-8-8 at 28x28 took 0.92 of the time. A few lines at a time beside
+  // the next unit's arithmetic was no quicker.)
+  call.around_whole =
+      !call.around && kernels().vector_bytes == kLineBytes && goes_around_caches(y, kLineBytes);
   std::vector<Moments> parts;
   for (const PartPlan& plan : plans_) {
     call.x = images_of(x, plan.part.first, plan.part.count);

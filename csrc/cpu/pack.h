@@ -50,10 +50,9 @@ enum class Pass { forward, backward, with_norms };
 // at its two ends, so that it takes more of them.
 inline int64_t units_per_item(bool interleaved, Scalar dtype, int64_t channels, int64_t units) {
   if (!interleaved) return 1;
-  constexpr int64_t kLine = 64;
   const int64_t size = compute_size(dtype);
-  const int64_t lines = channels * size % kLine == 0 ? 1 : 4;
-  return std::clamp<int64_t>(lines * kLine / size * units / std::max<int64_t>(1, channels), 1,
+  const int64_t lines = channels * size % kLineBytes == 0 ? 1 : 4;
+  return std::clamp<int64_t>(lines * kLineBytes / size * units / std::max<int64_t>(1, channels), 1,
                              units);
 }
 

@@ -160,10 +160,9 @@ void advise_huge_pages(void* data, int64_t bytes) {
 }
 
 bool goes_around_caches(const Image& out, int64_t piece) {
-  constexpr int64_t kLine = 64;
   const int64_t size = element_size(out.dtype), bytes = out.n * out.c * out.h * out.w * size;
-  if (!out.data || bytes < kAroundBytes || piece * size % kLine != 0 ||
-      reinterpret_cast<uintptr_t>(out.data) % kLine != 0) {
+  if (!out.data || bytes < kAroundBytes || piece * size % kLineBytes != 0 ||
+      reinterpret_cast<uintptr_t>(out.data) % kLineBytes != 0) {
     return false;
   }
   return bytes > std::max(largest_cache(), kAroundBytes) || is_mapped(out.data, bytes);

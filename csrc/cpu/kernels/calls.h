@@ -29,6 +29,8 @@ struct Image {
 // other, would evict one another from the first-level cache.
 constexpr int64_t kPlaneGap = 16;
 
+constexpr int64_t kLineBytes = 64;  // of the caches
+
 // Normalisation of one level's channels: (z - mean) * scale + shift. Arrays of T, a value a
 // channel.
 struct Norm {
@@ -94,7 +96,8 @@ struct ForwardCall {
   Activation in_activation;
   Moments* moments;  // null, or [item][segment][c] of the output, before `out`
   int64_t segments;
-  bool around;  // write the output around the caches; its rows are aligned
+  bool around;        // write the output around the caches; its rows are aligned
+  bool around_whole;  // the same where they are not, by units whose pixels are whole lines
 };
 
 // Backward of one level of one kind of unit.

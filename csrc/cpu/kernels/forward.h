@@ -238,6 +238,14 @@ struct UnitForward {
                              call.y.dtype == own && call.y.stride_w == 1);
   }
 
+  // Whether a unit's output, to be at `out`, goes around the caches once it is whole.
+  bool leaves_whole(const T* out) const {
+    const Image& y = call.y;
+    return call.around_whole && y.stride_h == y.w && y.stride_c == y.h * y.w &&
+           last().c_out * y.stride_c * int64_t(sizeof(T)) % kLineBytes == 0 &&
+           reinterpret_cast<uintptr_t>(out) % kLineBytes == 0;
+  }
+
   // Adds the residual to finished rows.
   void add_residual(int64_t y0, int64_t y1) {
     const Level& level = last();
@@ -331,6 +339,12 @@ struct UnitForward {
       if (direct(moments)) {
         T* out = static_cast<T*>(const_cast<void*>(call.y.data)) +
                  offset_of(call.y, n, unit.out_channel, y, 0);
+        if (end - y == last().out_h && leaves_whole(out)) {
+          const int64_t plane = last().out_h * last().out_w;
+          run_level(call.depth - 1, y, end, finished, plane, last().out_w, call.out);
+          copy_around(finished, out, last().c_out * plane);
+          continue;
+        }
         run_level(call.depth - 1, y, end, out, call.y.stride_c, call.y.stride_h, call.out,
                   call.around);
         continue;
