@@ -281,6 +281,7 @@ UNIT_CONVS = (
     ConvCase("8-5-4-8", 2, size=(2, 21, 16), layout="channels_last", residual="identity"),
     ConvCase("16-32-16", 1, size=(1, 150, 28), grad_layout="window"),
     ConvCase("2-4-2", 1, size=(1, 96, 16), out_activation="silu"),
+    ConvCase("5-7-11", 2, size=(1, 27, 28)),
     *(ConvCase("2-3-2", 3, layout=x, grad_layout=x) for x in LAYOUTS if x != "expanded"),
     *(
         ConvCase("2-3-2", 2, size=s, layout="loose", grad_layout="loose", residual="relu")

@@ -165,7 +165,7 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
   } else {
     set_step(kind, x.w, plan.part.lanes);
   }
-  for (int l = 0; l < stack_.depth; ++l) {
+  for (int l = 0; l < stack_.depth && kind.squares == 0; ++l) {
     Level& level = kind.levels[l];
     offsets_.push_back(tap_offsets(unit, l, l == 0 ? options_.stride : 1, options_.dilation,
                                    level.phases, level.plane, kind.row, plan.part.lanes));

@@ -5,6 +5,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "stack.h"
@@ -186,9 +187,21 @@ inline int64_t pair_weights(int64_t c_in, int64_t c_out) {
   return size;
 }
 
+// What Winograd's minimal filtering F(2, 3) makes of three taps.
+template <class T>
+std::array<T, 4> minimal_filter(T g0, T g1, T g2) {
+  return {g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2};
+}
+
+// The same of column x of a 3x3 kernel, weight(output, input, tap).
+template <class Weight>
+auto filtered_column(const Weight& weight, int64_t o, int64_t i, int x) {
+  return minimal_filter(weight(o, i, x), weight(o, i, 3 + x), weight(o, i, 6 + x));
+}
+
 // weight(output, input, tap) as conv_rows takes it in pairs of rows: blocks of output channels,
-// those in pairs [c_in][column][4][block], being g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2 and g2
-// of the column's three taps, the others [c_in][tap][block]. Returns what follows.
+// those in pairs as filtered columns [c_in][column][4][block], the others [c_in][tap][block].
+// Returns what follows.
 template <class T, class Weight>
 T* pack_pairs(int64_t c_in, int64_t c_out, const Weight& weight, T* out) {
   for (int64_t first = 0, block; first < c_out; first += block) {
@@ -202,12 +215,8 @@ T* pack_pairs(int64_t c_in, int64_t c_out, const Weight& weight, T* out) {
       }
       for (int x = 0; x < 3; ++x, out += 4 * block) {
         for (int64_t o = 0; o < block; ++o) {
-          const T g0 = weight(first + o, i, x), g1 = weight(first + o, i, 3 + x),
-                  g2 = weight(first + o, i, 6 + x);
-          out[o] = g0;
-          out[block + o] = (g0 + g1 + g2) / 2;
-          out[2 * block + o] = (g0 - g1 + g2) / 2;
-          out[3 * block + o] = g2;
+          const std::array<T, 4> turned = filtered_column(weight, first + o, i, x);
+          for (int64_t k = 0; k < 4; ++k) out[k * block + o] = turned[size_t(k)];
         }
       }
     }

@@ -48,21 +48,17 @@ void pack_winograd(int64_t c_in, int64_t c_out, const Weight& weight, T* out) {
     const int64_t step = 2 * c_in * block;
     for (int64_t i = 0; i < c_in; ++i) {
       for (int64_t o = 0; o < block; ++o) {
-        T turned[4][3] = {};
+        std::array<T, 4> columns[3] = {};
         for (int x = 0; x < 3 && first + o < c_out; ++x) {
-          const T g0 = weight(first + o, i, x), g1 = weight(first + o, i, 3 + x),
-                  g2 = weight(first + o, i, 6 + x);
-          turned[0][x] = g0;
-          turned[1][x] = (g0 + g1 + g2) / 2;
-          turned[2][x] = (g0 - g1 + g2) / 2;
-          turned[3][x] = g2;
+          columns[x] = filtered_column(weight, first + o, i, x);
         }
         T* to = out + 2 * (i * block + o);
-        for (const T* g : turned) {
+        for (size_t k = 0; k < 4; ++k) {
+          const auto g = minimal_filter(columns[0][k], columns[1][k], columns[2][k]);
           to[0] = g[0];
-          to[1] = -g[2];
-          to[step] = (g[0] + g[1] + g[2]) / 2;
-          to[step + 1] = (g[0] - g[1] + g[2]) / 2;
+          to[1] = -g[3];
+          to[step] = g[1];
+          to[step + 1] = g[2];
           to += 2 * step;
         }
       }
@@ -79,30 +75,25 @@ inline int64_t square_weights(int64_t c_in, int64_t c_out) { return 16 * c_in * 
 // pairs, input channels first, columns 0 to 3. Returns what follows.
 template <class T, class Weight>
 T* pack_squares(int64_t c_in, int64_t c_out, const Weight& weight, T* out) {
-  const auto filter = [](T g0, T g1, T g2, T* to) {
-    to[0] = g0;
-    to[1] = (g0 + g1 + g2) / 2;
-    to[2] = (g0 - g1 + g2) / 2;
-    to[3] = -g2;
-  };
   const bool wide = c_in > kSquareInputs;
   for (int64_t o0 = 0, block; o0 < c_out; o0 += block) {
     block = std::min<int64_t>(kChannelBlock, c_out - o0);
     const int64_t pairs = block * c_in;
     for (int64_t pair = 0; pair < pairs; ++pair) {
       const int64_t o = wide ? pair % block : pair / c_in, i = wide ? pair / block : pair % c_in;
-      T rows[3][4];
-      for (int x = 0; x < 3; ++x) {
-        filter(weight(o0 + o, i, x), weight(o0 + o, i, 3 + x), weight(o0 + o, i, 6 + x), rows[x]);
-      }
+      std::array<T, 4> columns[3];
+      for (int x = 0; x < 3; ++x) columns[x] = filtered_column(weight, o0 + o, i, x);
       T* to = out;
-      for (const int k : {1, 2, 0, 3}) {
-        T turned[4];
-        filter(rows[0][k], rows[1][k], rows[2][k], turned);
+      for (const size_t k : {1, 2, 0, 3}) {
+        auto turned = minimal_filter(columns[0][k], columns[1][k], columns[2][k]);
+        turned[3] = -turned[3];
+        if (k == 3) {
+          for (T& value : turned) value = -value;
+        }
         if (wide) {
-          std::copy_n(turned, 4, to + 4 * pair);
+          std::copy_n(turned.data(), 4, to + 4 * pair);
         } else {
-          std::copy_n(turned + 1, 2, to + 2 * pair);
+          std::copy_n(turned.data() + 1, 2, to + 2 * pair);
           to[2 * (pairs + pair)] = turned[0];
           to[2 * (pairs + pair) + 1] = turned[3];
         }
