@@ -67,7 +67,8 @@ def test_kept_memory_wants_huge_pages():
     assert done.stdout.strip() == "True", done.stdout
 
 
-# An output of 20 MB and more in memory that is there goes around the caches, a few images' does not.
+# An output of 20 MB and more in memory that is there goes around the caches, that of a few images
+# does not.
 LARGE = """
 import sys, torch
 from bunit_kernels import StackedConv2d, backend, fuse, memory
