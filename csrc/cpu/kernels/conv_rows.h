@@ -46,7 +46,7 @@ struct Soon {
 
   BUNIT_INLINE void ask() {
     const int64_t count = lines < per_strip ? lines : per_strip;
-    for (int64_t i = 0; i < count; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
+    for (int64_t i = 0; i < count; ++i) __builtin_prefetch(at + 64 * i, 0, 3);
     at += 64 * count;
     lines -= count;
   }
