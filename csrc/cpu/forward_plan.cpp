@@ -17,7 +17,7 @@ constexpr int64_t kSegmentPixels = 256;  // not worth splitting below
 constexpr int64_t kManyItems = 256;      // a thread
 constexpr int64_t kMostTogether = 8;     // units
 // Pairs of channels up to which inference is quicker in pairs of rows than in tiles, where squares
-// do not serve, which are quicker than both (11.7, 12.7 and 21.1 ms of these). On a Zen 4,
+// do not serve, which are quicker than both (10.5, 11.8 and 19.7 ms of these). On a Zen 4,
 // two threads, in ms (tiles / pairs): 16-16-16 at 28x28 (N=32) 14.2/13.5, at 16x16
 // (N=128) 18.8/15.1, 32-32-32 at 28x28 23.5/26.5; a training step 16-16-16 at 28x28 53.5/54.9.
 constexpr int64_t kMostPaired = 256;

@@ -30,8 +30,6 @@ inline int64_t winograd_weights(int64_t c_in, int64_t c_out) {
   return 16 * c_in * channels;
 }
 
-constexpr int64_t kSquareInputs = 4;  // that of kernels/squares.h
-
 // Elements that a strip of tiles takes (Winograd::memory): transformed inputs and products.
 inline int64_t winograd_memory(int64_t c_in, int64_t lanes) {
   constexpr int64_t kVectors = 6, kAccumulators = 24;  // at most

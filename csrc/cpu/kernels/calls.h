@@ -31,6 +31,10 @@ constexpr int64_t kPlaneGap = 16;
 
 constexpr int64_t kLineBytes = 64;  // of the caches
 
+// Input channels up to which squares (squares.h) keep all that is transformed of a row in
+// registers; their weights lie accordingly.
+constexpr int kSquareInputs = 4;
+
 // Normalisation of one level's channels: (z - mean) * scale + shift. Arrays of T, a value a
 // channel.
 struct Norm {

@@ -40,14 +40,14 @@ struct Soon {
                        image.stride_c == image.h * image.stride_h && has_plain_rows<T>(image);
     if (!whole || image.ahead == 0) return {};
     const char* at = static_cast<const char*>(image.data) + offset * int64_t(sizeof(T));
-    const int64_t lines = channels * image.stride_c * int64_t(sizeof(T)) / 64;
+    const int64_t lines = channels * image.stride_c * int64_t(sizeof(T)) / kLineBytes;
     return {at + image.ahead, lines, lines / (strips > 0 ? strips : 1) + 1};
   }
 
   BUNIT_INLINE void ask() {
     const int64_t count = lines < per_strip ? lines : per_strip;
-    for (int64_t i = 0; i < count; ++i) __builtin_prefetch(at + 64 * i, 0, 3);
-    at += 64 * count;
+    for (int64_t i = 0; i < count; ++i) __builtin_prefetch(at + kLineBytes * i, 0, 3);
+    at += kLineBytes * count;
     lines -= count;
   }
 };

@@ -393,15 +393,13 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
   T* memory = static_cast<T*>(scratch);
   const int64_t y0 = first_row(call, segment), y1 = first_row(call, segment + 1);
   const PackedUnit &begin = call.units[first], &end = call.units[last - 1];
-  // What is read next is mostly the next unit's.
-  const auto ask_behind = [&](int64_t from, int64_t to) {
-    const int64_t channels = call.units[to].in_channel + call.units[to].kind->levels[0].c_in -
-                             call.units[from].in_channel;
+  // What is read next is mostly that of the units behind those of `channels` channels.
+  const auto set_ahead = [&](int64_t channels) {
     call.x.ahead = bytes_ahead(call.x, call.lanes, channels * call.x.stride_c);
   };
-  ask_behind(first, last - 1);
 
   if (is_interleaved(given.x)) {
+    set_ahead(end.in_channel + end.kind->levels[0].c_in - begin.in_channel);
     Window rows{call.x.h, 0};
     for (int64_t u = first; u < last; ++u) {
       const Window own = input_rows(call, *call.units[u].kind, y0, y1);
@@ -421,13 +419,13 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
   T* staged = memory;
   if (is_interleaved(given.y)) {
     call.y = planes_of(given.y, out, staged);
-    call.around = false;
+    call.around = call.around_whole = false;
     memory += out.size(given.y);
   }
 
   for (int64_t u = first; u < last; ++u) {
     const PackedUnit& unit = call.units[u];
-    if (!is_interleaved(given.x)) ask_behind(u, u);
+    if (!is_interleaved(given.x)) set_ahead(unit.kind->levels[0].c_in);
     Moments* moments = nullptr;
     if (call.moments) {
       moments = call.moments + (n * call.segments + segment) * call.y.c + unit.out_channel;

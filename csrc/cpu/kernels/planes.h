@@ -50,7 +50,7 @@ BUNIT_INLINE int64_t element_size(Scalar dtype) {
 BUNIT_INLINE void prefetch(const Image& image, const void* data, int64_t bytes) {
   if (image.ahead == 0) return;
   const char* soon = static_cast<const char*>(data) + image.ahead;
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(soon + i, 0, 2);
+  for (int64_t i = 0; i < bytes; i += kLineBytes) __builtin_prefetch(soon + i, 0, 2);
 }
 
 // `count` pixels of one row, `step` pixels apart, as they lie in planes.

@@ -18,9 +18,6 @@
 
 namespace bunit::BUNIT_ISA {
 
-// Input channels up to which all that is transformed of a row stays in registers.
-constexpr int kSquareInputs = 4;
-
 template <class T, int N>
 __attribute__((noinline)) void activate_sums(Activation activation, Vec<T> (&sums)[N]) {
   activate_in_place(activation, reinterpret_cast<T*>(sums), N * kLanes<T>);

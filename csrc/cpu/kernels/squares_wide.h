@@ -122,11 +122,10 @@ void conv_squares(const FromPlanes<T>& source, const FedPlanes<T>* fed, int c_in
                   const T* bias, int channels, Activation activation, Target target,
                   int64_t vectors, Soon* soon) {
   if (c_in > kSquareInputs) {
-    if (fed)
-      return run_wide_squares(*fed, c_in, weights, bias, channels, activation, target, vectors,
-                              soon);
-    return run_wide_squares(source, c_in, weights, bias, channels, activation, target, vectors,
-                            soon);
+    const auto run = [&](const auto& from) {
+      run_wide_squares(from, c_in, weights, bias, channels, activation, target, vectors, soon);
+    };
+    return fed ? run(*fed) : run(source);
   }
   for (int c = 0; c < channels; c += kBlock) {
     const int block = channels - c < kBlock ? channels - c : kBlock;
