@@ -5,6 +5,7 @@
 // that the next step needs again, so that nothing is computed twice within a segment.
 #pragma once
 
+#include "moments.h"
 #include "squares_forward.h"
 #include "stage.h"
 #include "winograd.h"
@@ -266,54 +267,26 @@ struct UnitForward {
   }
 
   // Merges finished rows into the channels' moments, and where `out` is plain writes them to it on
-  // the way. Distances are taken from the mean of a row, which is near that of all: nothing
-  // cancels, however large it is.
-  void add_moments(int64_t y, int64_t rows, Moments* moments, bool stores) {
+  // the way.
+  void add_moments_of_rows(int64_t y, int64_t rows, Moments* moments, bool stores) {
     const int64_t width = last().out_w * call.lanes;
-    const double count = double(rows * width);
-    for (int c = 0; c < last().c_out; ++c) {
-      const T* row = finished + c * kind.out_plane;
-      T* out = stores ? static_cast<T*>(const_cast<void*>(call.y.data)) +
-                            offset_of(call.y, n, unit.out_channel + c, y, 0)
-                      : nullptr;
-      const T center = mean_of(row, width);
-      Vec<T> first{}, second{};
-      for (int64_t r = 0; r < rows; ++r, row += finished_row(), out += call.y.stride_h) {
-        if (stores && call.around) {
-          copy_around(row, out, width);
-        } else if (stores) {
-          copy_row(row, out, width);
+    for (int first = 0; first < last().c_out; first += kBlock) {
+      const int end = first + kBlock < last().c_out ? first + kBlock : last().c_out;
+      for (int c = first; c < end && stores; ++c) {
+        const T* row = finished + c * kind.out_plane;
+        T* out = static_cast<T*>(const_cast<void*>(call.y.data)) +
+                 offset_of(call.y, n, unit.out_channel + c, y, 0);
+        for (int64_t r = 0; r < rows; ++r, row += finished_row(), out += call.y.stride_h) {
+          if (call.around) {
+            copy_around(row, out, width);
+          } else {
+            copy_row(row, out, width);
+          }
         }
-        int64_t i = 0;
-        for (; i + kLanes<T> <= width; i += kLanes<T>) {
-          const Vec<T> d = load(row + i) - center;
-          first += d;
-          second += d * d;
-        }
-        if (i == width) continue;
-        const Vec<T> d = keep<T>(load(row + i) - center, first_lanes<T>(width - i));
-        first += d;
-        second += d * d;
       }
-      const double total = double(sum<T>(first)), shift = total / count;
-      merge(moments[c], {count, double(center) + shift, double(sum<T>(second)) - total * shift});
+      add_moments(end - first, finished + first * kind.out_plane, kind.out_plane, finished_row(),
+                  rows, width, moments + first);
     }
-  }
-
-  static T mean_of(const T* row, int64_t width) {
-    Vec<T> total{};
-    for (int64_t i = 0; i < width; i += kLanes<T>) {
-      total += keep<T>(load(row + i), first_lanes<T>(width - i));
-    }
-    return sum<T>(total) / T(width);
-  }
-
-  static void merge(Moments& into, const Moments& more) {
-    const double count = into.count + more.count;
-    const double delta = more.mean - into.mean;
-    into.mean += delta * more.count / count;
-    into.m2 += more.m2 + delta * delta * into.count * more.count / count;
-    into.count = count;
   }
 
   // Asks for the whole of a unit's part of an image that lies in one piece, `ahead` bytes from
@@ -352,7 +325,7 @@ struct UnitForward {
       run_level(call.depth - 1, y, end, finished, kind.out_plane, finished_row(), call.out);
       const bool stores = moments && call.y.data && !call.residual.data &&
                           call.lanes == call.y.lanes && has_plain_rows<T>(call.y);
-      if (moments) add_moments(y, end - y, moments, stores);
+      if (moments) add_moments_of_rows(y, end - y, moments, stores);
       if (stores || !call.y.data) continue;
       if (call.residual.data) add_residual(y, end);
       if (call.lanes > call.y.lanes) {
