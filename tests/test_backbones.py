@@ -461,3 +461,26 @@ def test_initial_values_are_hes_unit_by_unit():
         off = 6 / (2 * weight.numel()) ** 0.5
         assert weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=off)
     assert not any(b.any() for b in (net[0].bias, net[2].bias, *layer.biases))
+
+
+def test_stacked_layers_without_shortcuts_begin_near_the_identity():
+    layer = StackedConv2d(["2-4-3"] * 2 + ["4-2-4:k5"])
+    drawn = []
+    for near_identity in (False, True):
+        torch.manual_seed(0)
+        initialise(layer, near_identity=near_identity)
+        drawn.append([w.detach().clone() for w in layer.weights])
+    for level, plain, near in zip(layer.layout.levels, *drawn, strict=True):
+        parts = zip(level.unpack(near - plain), level.blocks, strict=True)
+        for part, (c_in, c_out, k) in parts:
+            # An input of variance 1 gives each output twice the standard deviation of what is
+            # drawn: a variance of fan_in * 2 / fan_out.
+            passed_on = part.sum(dim=1)[:, k // 2, k // 2].mean().item()
+            assert passed_on == pytest.approx(2 * (2 * c_in / c_out) ** 0.5)
+            assert torch.equal(part.count_nonzero(), torch.tensor(max(c_in, c_out)))
+            assert all(
+                part[c % c_out, c % c_in, k // 2, k // 2] > 0 for c in range(max(c_in, c_out))
+            )
+    vgg = models.create_model("bunit_vgg16_bn", num_classes=10, image_size=32)
+    unit = next(m for m in vgg.modules() if isinstance(m, StackedConv2d)).weights[0][:4, :, 1, 1]
+    assert unit.view(2, 2, 2).mean(dim=0).diagonal().min() > 1

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..nn import StackedConv2d
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, linear_std: float | None = None) -> None:
+def initialise(
+    model: nn.Module, linear_std: float | None = None, near_identity: bool = False
+) -> None:
     """Draws every convolution anew from a normal distribution of variance ``2 / fan_out``
     (He et al., "Delving Deep into Rectifiers", eq. 14, as torchvision's networks do); biases start
     at 0. In a stacked layer ``fan_out`` is that of the unit's own level.
@@ -17,6 +19,10 @@ def initialise(model: nn.Module, linear_std: float | None = None) -> None:
     Args:
         linear_std: standard deviation of linear layers, whose biases then start at 0; ``None``
             leaves them as PyTorch made them.
+        near_identity: stacked layers begin by passing their input on, twice as strong as what is
+            drawn: for networks without shortcuts (Zagoruyko and Komodakis, "DiracNets", 2017).
+            A unit's channels are few and each passes a ReLU twice, so that through many such layers
+            little of the input comes, and of the gradient.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -27,10 +33,10 @@ def initialise(model: nn.Module, linear_std: float | None = None) -> None:
             nn.init.normal_(module.weight, 0.0, linear_std)
             nn.init.zeros_(module.bias)
         elif isinstance(module, StackedConv2d):
-            _initialise_units(module)
+            _initialise_units(module, near_identity)
 
 
-def _initialise_units(layer: StackedConv2d) -> None:
+def _initialise_units(layer: StackedConv2d, near_identity: bool) -> None:
     for level, weight in zip(layer.layout.levels, layer.weights, strict=True):
         stds = [(2 / (c_out * k * k)) ** 0.5 for _, c_out, k in level.blocks]
         if level.uniform:
@@ -38,5 +44,20 @@ def _initialise_units(layer: StackedConv2d) -> None:
         else:
             for part, std in zip(level.unpack(weight), stds, strict=True):
                 part.normal_(0.0, std)
+        if near_identity:
+            for part in level.unpack(weight):
+                _add_identity(part)
     for bias in layer.biases or ():
         nn.init.zeros_(bias)
+
+
+def _add_identity(weight: Tensor) -> None:
+    """Adds to a unit's weight ``[c_out, c_in, k, k]`` what copies its input channels, by turns, to
+    its output channels (of more inputs than outputs each output has the sum of some). Of an input
+    of variance 1 what is drawn makes one of ``2 * c_in / c_out``.
+    """
+    c_out, c_in, k, _ = weight.shape
+    copies = max(1.0, c_in / c_out)
+    strength = 2 * (2 * c_in / c_out) ** 0.5 / copies
+    for c in range(max(c_in, c_out)):
+        weight[c % c_out, c % c_in, k // 2, k // 2] += strength
