@@ -11,7 +11,10 @@ from peers import PEERS, peers_for
 from table import ours as ours_in
 from workloads import DIRECTIONS, WORKLOADS, Case, Workload, make_case
 
-#: Share of the budget that a direction's rounds may take; ``mapped`` comes on top of ``eval``.
+#: Directions that are measured into mapped memory too: whole layers, as users run them.
+MAPPED = ("eval", "train")
+
+#: Share of the budget that a direction's rounds may take; ``mapped`` comes on top of those above.
 SHARES = {"eval": 1.0, "mapped": 0.7, "level": 0.6, "level_grad": 0.6, "train": 0.8}
 
 
@@ -66,8 +69,8 @@ def run_group(
     workload: Workload, direction: str, names: list[str], budget: float, min_rounds: int,
     child: MappedProcess, device: str = "cpu",
 ) -> Group:  # fmt: skip
-    """Builds, checks and times the variants ``names``; then, for eval, takes the mapped times of
-    those that are not hopelessly slow."""
+    """Builds, checks and times the variants ``names``; then, for whole layers, takes the mapped
+    times of those that are not hopelessly slow."""
     case: Case = make_case(workload, direction, device)
     group = Group(workload, direction, case.flops(), case.bytes())
     built = build(case, names)
@@ -76,7 +79,7 @@ def run_group(
     measure_memory(group.samples, built.variants, device)
     names = worth_more(group.samples, built.variants)
     del case, built
-    if direction == "eval" and device == "cpu" and names:
+    if direction in MAPPED and device == "cpu" and names:
         answer = child.measure(
             workload=asdict(workload), direction=direction, names=names, min_rounds=min_rounds,
             budget=budget * SHARES["mapped"], threads=torch.get_num_threads(),

@@ -10,8 +10,9 @@ those that ours is to be compared with: the loop and the library's forms.
 **Fresh and mapped.** glibc gives large freed blocks back to the system, so that each large output
 is made of pages that the system must first map and clear: page faults, which can cost more than the
 arithmetic. That is what users see (*fresh*). The same code in a child process that keeps freed
-blocks (``bunit_kernels.memory``) shows the kernels alone (*mapped*). Page faults a call are counted
-beside the times, so that both can be told to be what they are called.
+blocks (``bunit_kernels.memory``) shows the kernels alone (*mapped*); one that trains by
+``python -m bunit_kernels.train`` keeps them too. Page faults a call are counted beside the times,
+so that both can be told to be what they are called.
 """
 
 from __future__ import annotations

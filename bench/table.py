@@ -17,11 +17,9 @@ from pathlib import Path
 #: Which variant stands for ours, the first that was measured: what one gets by default.
 OURS = ("auto", "cpp")
 
-HEAD = "| layer | ours, ms | of floor | best of torch | loop | other peers |"
-HEAD_MAPPED = (
-    "| layer | ours, ms | of floor | best of torch | loop | ours mapped, ms | of floor "
-    "| best of torch | loop |"
-)
+HEAD = "| layer | ours, ms | of floor | best of torch | loop |"
+HEAD_MAPPED = " ours mapped, ms | of floor | best of torch | loop |"
+HEAD_OTHERS = " other peers |"
 
 TITLES = {
     "eval": "Inference, whole layer, batch norm folded",
@@ -137,11 +135,13 @@ def _megabytes(summary: dict) -> str:
 
 def _table(groups: list[dict]) -> list[str]:
     mapped = any(group["mapped"] for group in groups)
-    head = HEAD_MAPPED if mapped else HEAD
+    others = not mapped or groups[0]["direction"] == "train"
+    head = HEAD + HEAD_MAPPED * mapped + HEAD_OTHERS * others
     lines = [head, "|---" + "|---:" * (head.count("|") - 2) + "|"]
     for group in groups:
         cells = [group["description"], *_times(group, "fresh")]
-        cells += _times(group, "mapped") if mapped else [_others(group)]
+        cells += _times(group, "mapped") if mapped else []
+        cells += [_others(group)] if others else []
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -13,6 +13,7 @@ import crossover
 import groups
 import layers
 import recompute
+import table
 from peers import PEERS, Unsupported, peer
 from workloads import Workload, make_case
 
@@ -44,6 +45,32 @@ def test_group_of_which_nothing_can_run(direction, odd_peers):
     assert group.skipped == {"nothing": "not on this machine"}
     assert group.failed["wrong"].startswith("wrong: output off by 1.0e+00")
     assert group.samples == group.mapped == {}
+
+
+class Answers:
+    """In place of the child process: remembers what it was asked for."""
+
+    def __init__(self, seconds: float):
+        self.jobs, self.seconds = [], seconds
+
+    def measure(self, **job):
+        self.jobs.append((job["workload"]["name"], job["direction"]))
+        return {"summaries": {name: {"median": self.seconds} for name in job["names"]}}
+
+
+@pytest.mark.parametrize("direction", ["eval", "level", "level_grad", "train"])
+def test_whole_layers_are_measured_into_mapped_memory_too(direction):
+    child, names = Answers(0.25), ["auto", "loop", "dense layer"]
+    group = groups.run_group(SMALL, direction, names, 0.01, 2, child)
+    mapped = direction in ("eval", "train")
+    assert child.jobs == ([("small", direction)] if mapped else [])
+    assert ("auto" in group.mapped) == mapped
+    head, _, row = table.markdown(
+        {"groups": [group.as_dict({"flops": 1e9, "bytes": 1e9})]}, [direction]
+    )
+    assert head.count("|") == row.count("|") and ("mapped" in head) == mapped
+    assert ("250" in [cell.strip() for cell in row.split("|")]) == mapped
+    assert ("other peers" in head) == (direction != "eval")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
