@@ -59,5 +59,5 @@ def _add_identity(weight: Tensor) -> None:
     c_out, c_in, k, _ = weight.shape
     copies = max(1.0, c_in / c_out)
     strength = 2 * (2 * c_in / c_out) ** 0.5 / copies
-    for c in range(max(c_in, c_out)):
-        weight[c % c_out, c % c_in, k // 2, k // 2] += strength
+    c = torch.arange(max(c_in, c_out), device=weight.device)
+    weight[c % c_out, c % c_in, k // 2, k // 2] += strength
