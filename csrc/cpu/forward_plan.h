@@ -50,10 +50,14 @@ class ForwardPlan {
     int64_t scratch_bytes = 0;
   };
 
+  static constexpr int64_t kSegmentPixels = 256;  // not worth splitting below
+
+  // In forward_kinds.cpp.
   void make_kind(const Unit& unit, const Image& x, PartPlan& plan);
   int64_t squares_of_row(const Unit& unit, const Image& x) const;
   void set_squares_step(Kind& kind) const;
   void set_step(Kind& kind, int64_t in_w, int64_t lanes) const;
+
   template <class T>
   void pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases);
   int64_t stage_bytes(const ForwardCall& call, int64_t group, int64_t segments) const;
