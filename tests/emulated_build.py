@@ -27,8 +27,13 @@ CSRC = ROOT / "csrc"
 FOLDER = ROOT / "build" / "emulation"
 TORCH = Path(torch.__file__).resolve().parent
 EMULATION = sorted((CSRC / "cuda" / "emulation").glob("*.cpp"))
-#: What registers operators; device.cu says what nvcc built and knows nothing else.
-KERNELS = [p for p in sorted((CSRC / "cuda").glob("*.cu")) if p.name != "device.cu"]
+#: Kernels and what calls them; build.cpp says what nvcc built and knows nothing else.
+KERNELS = [
+    path
+    for pattern in ("*.cu", "*.cpp")
+    for path in sorted((CSRC / "cuda").glob(pattern))
+    if path.name != "build.cpp"
+]
 COMPILER = shutil.which("g++")
 
 

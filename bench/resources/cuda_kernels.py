@@ -37,7 +37,9 @@ def usages(
     source: Path, include: Path, architectures: Iterable[int] = ARCHITECTURES
 ) -> list[Usage]:
     """Compiles ``source`` to device code alone and reads what ptxas reports."""
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+    # As setup.py has it: machine code of all from the PTX of the lowest.
+    codes = ",".join(f"sm_{a}" for a in architectures)
+    codes = [f"-gencode=arch=compute_{min(architectures)},code=[{codes}]"]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [

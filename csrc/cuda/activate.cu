@@ -15,28 +15,28 @@ __global__ void __launch_bounds__(kThreads)
   out[i] = from_float<T>(grad ? activation_grad(name, v, to_float(grad[i])) : activate(name, v));
 }
 
-void run(Activation name, const Tensor& z, const void* grad, Tensor& out, cudaStream_t stream) {
-  const int64_t size = z.numel(), blocks = (size + kThreads - 1) / kThreads;
+void run(Activation name, const void* z, const void* grad, void* out, int64_t size,
+         const Context& on) {
+  const int64_t blocks = (size + kThreads - 1) / kThreads;
   STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "more than 2^31 blocks");
   if (size == 0) return;
-  for_dtype(z, [&](auto type) {
+  for_dtype(on.dtype, [&](auto type) {
     using T = decltype(type);
-    BUNIT_LAUNCH((activate_kernel<T>), dim3(unsigned(blocks)), dim3(kThreads), 0, stream, name,
-                 static_cast<const T*>(z.const_data_ptr()), static_cast<const T*>(grad), size,
-                 static_cast<T*>(out.mutable_data_ptr()));
+    BUNIT_LAUNCH((activate_kernel<T>), dim3(unsigned(blocks)), dim3(kThreads), 0, on.stream, name,
+                 static_cast<const T*>(z), static_cast<const T*>(grad), size, static_cast<T*>(out));
   });
   check_launch("activate");
 }
 
 }  // namespace
 
-void activate(Activation name, const Tensor& z, Tensor& y, cudaStream_t stream) {
-  run(name, z, nullptr, y, stream);
+void activate(Activation name, const void* z, void* y, int64_t size, const Context& on) {
+  run(name, z, nullptr, y, size, on);
 }
 
-void activation_grad(Activation name, const Tensor& z, const Tensor& grad, Tensor& grad_z,
-                     cudaStream_t stream) {
-  run(name, z, grad.const_data_ptr(), grad_z, stream);
+void activation_grad(Activation name, const void* z, const void* grad, void* grad_z, int64_t size,
+                     const Context& on) {
+  run(name, z, grad, grad_z, size, on);
 }
 
 }  // namespace bunit::gpu

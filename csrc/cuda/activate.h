@@ -5,11 +5,11 @@
 
 namespace bunit::gpu {
 
-// y = activation(z); all of one dtype and dense.
-void activate(Activation name, const Tensor& z, Tensor& y, cudaStream_t stream);
+// y = activation(z); `size` elements each.
+void activate(Activation name, const void* z, void* y, int64_t size, const Context& on);
 
 // grad_z = grad * activation'(z).
-void activation_grad(Activation name, const Tensor& z, const Tensor& grad, Tensor& grad_z,
-                     cudaStream_t stream);
+void activation_grad(Activation name, const void* z, const void* grad, void* grad_z, int64_t size,
+                     const Context& on);
 
 }  // namespace bunit::gpu

@@ -65,16 +65,15 @@ __global__ void __launch_bounds__(Rows::kThreads)
 }  // namespace
 
 void apply_norm(const View& z, const View& y, const View& residual, const DeviceNorm& norm,
-                Activation activation, Activation after_residual, const Tensor& like,
-                cudaStream_t stream) {
-  const Walk walk = walk_of({&z, &y, &residual}, element_size(like));
+                Activation activation, Activation after_residual, const Context& on) {
+  const Walk walk = walk_of({&z, &y, &residual}, element_size(on.dtype));
   const Pointwise call{z, y, residual, norm, activation, after_residual, walk.rows};
   const int64_t all = ceil_div(walk.rows.count, Rows::kThreads / walk.rows.lanes);
   const unsigned blocks = unsigned(std::min<int64_t>(all, int64_t(processors()) * Rows::kBlocks));
-  for_values(like, walk.wide, [&](auto type, auto values) {
+  for_values(on.dtype, walk.wide, [&](auto type, auto values) {
     using T = decltype(type);
     BUNIT_LAUNCH((apply_norm_kernel<T, decltype(values)::value>), dim3(blocks),
-                 dim3(Rows::kThreads), 0, stream, call);
+                 dim3(Rows::kThreads), 0, on.stream, call);
   });
   check_launch("apply_norm");
 }

@@ -7,6 +7,7 @@
 #include "cuda/level_conv.h"
 #include "cuda/level_grad_weight.h"
 #include "cuda/norms.h"
+#include "cuda/tensors.h"
 #include "cuda/unit_forward.h"
 #include "text.h"
 
@@ -42,7 +43,7 @@ Size output_size(const Stack& stack, Size in, int64_t stride, int64_t dilation) 
 
 // Level by level, for units whose tiles do not fit shared memory.
 void run_levels(const Layer& layer, const UnitForwardCall& call, const Tensor& x, const Tensor& y,
-                cudaStream_t stream) {
+                const Context& on) {
   const bool channels_last = wants_channels_last(y);
   Tensor in = x;  // holds what `from` sees
   View from = call.x;
@@ -63,13 +64,12 @@ void run_levels(const Layer& layer, const UnitForwardCall& call, const Tensor& x
       out = new_like(x, {x.size(0), layer.stack.channels[l + 1], size.h, size.w}, channels_last);
       level.y = view_of(out);
     }
-    level_conv(layer, l, level, x, stream);
+    level_conv(layer, l, level, on);
     in = out;
     from = level.y;
   }
   if (call.residual.data) {
-    apply_norm(call.y, call.y, call.residual, {}, Activation::identity, call.after_residual, x,
-               stream);
+    apply_norm(call.y, call.y, call.residual, {}, Activation::identity, call.after_residual, on);
   }
 }
 
@@ -116,9 +116,7 @@ Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vecto
   }
   if (y.numel() == 0) return y;
   const OnDevice device(x);
-  if (!unit_forward(*layer, call, x, device.stream())) {
-    run_levels(*layer, call, x, y, device.stream());
-  }
+  if (!unit_forward(*layer, call, device)) run_levels(*layer, call, x, y, device);
   return y;
 }
 
@@ -168,7 +166,7 @@ Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
   call.dilation = int(dilation);
   call.transposed = true;
   const OnDevice device(grad);
-  level_conv(*layer, 0, call, grad, device.stream());
+  level_conv(*layer, 0, call, device);
   return grad_x;
 }
 
@@ -192,7 +190,7 @@ std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const 
   call.grad.view = view_of(grad);
   call.stride = int(stride);
   call.dilation = int(dilation);
-  level_grad_weight(*layer, 0, call, x, grad_weight, &grad_bias, device.stream());
+  level_grad_weight(*layer, 0, call, array_of(grad_weight), array_of(grad_bias), device);
   return {grad_weight, grad_bias};
 }
 

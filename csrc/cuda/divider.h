@@ -1,6 +1,8 @@
 // Division by a number that many threads divide by many times.
 #pragma once
 
+#include <cstdint>
+
 #include "cuda/portable.h"
 
 namespace bunit::gpu {
@@ -12,7 +14,9 @@ struct Divider {
   Divider() = default;
   __host__ __device__ explicit Divider(int divisor)
       : by(unsigned(divisor)), factor(0xffffffffu / by + 1) {}
-  __device__ int quotient(int n) const { return factor ? int(__umulhi(unsigned(n), factor)) : n; }
+  __device__ int quotient(int n) const {
+    return factor ? int(uint64_t(unsigned(n)) * factor >> 32) : n;
+  }
   // Makes n the quotient; the remainder.
   __device__ int split(int& n) const {
     const int all = n;

@@ -87,25 +87,23 @@ __global__ void __launch_bounds__(kColumns* kRows)
 }  // namespace
 
 void finish_moments(const Moments* moments, int64_t parts, int channels, double eps, float* stats,
-                    int64_t stride, cudaStream_t stream) {
-  BUNIT_LAUNCH(finish_moments_kernel, dim3(unsigned(channels)), dim3(kThreads), 0, stream, moments,
-               parts, channels, float(eps), stats, stride);
+                    int64_t stride, const Context& on) {
+  BUNIT_LAUNCH(finish_moments_kernel, dim3(unsigned(channels)), dim3(kThreads), 0, on.stream,
+               moments, parts, channels, float(eps), stats, stride);
   check_launch("finish_moments");
 }
 
-void finish_sums(const PartSums& sums, Tensor* weight, Tensor* bias, cudaStream_t stream) {
-  const Outputs to{weight ? weight->mutable_data_ptr() : nullptr,
-                   bias ? bias->mutable_data_ptr() : nullptr, weight ? weight->numel() : 0,
-                   bias ? bias->numel() : 0};
+void finish_sums(const PartSums& sums, Array weight, Array bias, const Context& on) {
+  const Outputs to{weight.data, bias.data, weight.size, bias.size};
   const int64_t size = sums.row(to.weights, to.biases);
   if (size == 0) return;
   const auto launch = [&](auto type) {
     using T = decltype(type);
     BUNIT_LAUNCH((finish_sums_kernel<T>), dim3(unsigned(ceil_div(size, kColumns))),
-                 dim3(kColumns * kRows), 0, stream, sums, to);
+                 dim3(kColumns * kRows), 0, on.stream, sums, to);
   };
-  if (weight) {
-    for_dtype(*weight, launch);
+  if (weight.data) {
+    for_dtype(on.dtype, launch);
   } else {
     launch(float{});
   }

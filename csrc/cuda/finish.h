@@ -13,7 +13,7 @@ struct Moments {
 // Moments of `parts` parts merged: mean, 1 / sqrt(var + eps) and unbiased variance of each channel
 // to rows 0, 1, 2 of `stats` (`stride` floats apart).
 void finish_moments(const Moments* moments, int64_t parts, int channels, double eps, float* stats,
-                    int64_t stride, cudaStream_t stream);
+                    int64_t stride, const Context& on);
 
 // Where the gradients of a norm's parameters go, and the means that the gradient through it takes.
 struct NormGrads {
@@ -34,7 +34,7 @@ struct PartSums {
   }
 };
 
-// Adds them up: into `weight` and `bias` (of one dtype) where they are given, and into `sums.norm`.
-void finish_sums(const PartSums& sums, Tensor* weight, Tensor* bias, cudaStream_t stream);
+// Adds them up: into `weight` and `bias` where they have data, and into `sums.norm`.
+void finish_sums(const PartSums& sums, Array weight, Array bias, const Context& on);
 
 }  // namespace bunit::gpu

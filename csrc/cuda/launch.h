@@ -1,45 +1,33 @@
-// The host side of a launch: tensors as views, stream and device, checked errors.
+// The host side of a launch, with nothing of PyTorch in it: nvcc goes through every header once for
+// each architecture, and PyTorch's take longer than most kernels.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
-#ifndef BUNIT_EMULATE
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#endif
-
-#include <optional>
-#include <string>
-#include <vector>
 
 #include "cuda/values.cuh"
 
 namespace bunit::gpu {
 
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// The device of `t` made current, and its current stream, for as long as this lives.
-class OnDevice {
+// What the kernels of one operator share: the element type of its images, the stream, and memory
+// for what one launch leaves to the next.
+class Context {
  public:
-#ifdef BUNIT_EMULATE
-  explicit OnDevice(const Tensor&) {}
-#else
-  explicit OnDevice(const Tensor& t) : guard_(t.get_device_index()) {
-    void* stream = nullptr;
-    aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream);
-    stream_ = static_cast<cudaStream_t>(stream);
-  }
-#endif
-  cudaStream_t stream() const { return stream_; }
+  Context(Scalar dtype, cudaStream_t stream) : dtype(dtype), stream(stream) {}
+  virtual ~Context() = default;
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
 
- private:
-#ifndef BUNIT_EMULATE
-  torch::stable::accelerator::DeviceGuard guard_;
-#endif
-  cudaStream_t stream_ = nullptr;
+  // So many floats on the device, not initialised; they live as long as this.
+  virtual float* workspace(int64_t floats) const = 0;
+
+  const Scalar dtype;
+  const cudaStream_t stream;
+};
+
+// Elements of an operator's dtype that lie next to each other; no data where there are none.
+struct Array {
+  void* data = nullptr;
+  int64_t size = 0;
 };
 
 inline void check_launch(const char* kernel) {
@@ -55,87 +43,22 @@ inline int processors() {
   return count;
 }
 
-// Calls body with a value of the element type of `t`.
+// Calls body with a value of the element type.
 template <class F>
-void for_dtype(const Tensor& t, F body) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
+void for_dtype(Scalar dtype, F body) {
+  switch (dtype) {
+    case Scalar::float32:
       return body(float{});
-    case ScalarType::BFloat16:
+    case Scalar::bfloat16:
       return body(__nv_bfloat16{});
-    case ScalarType::Half:
+    case Scalar::float16:
       return body(__half{});
     default:
       STD_TORCH_CHECK(false, "backend cuda takes float32, bfloat16 and float16");
   }
 }
 
-inline Activation activation_of(const std::string& name) {
-  static constexpr const char* kNames[] = {"identity", "relu", "relu6",    "leaky_relu",
-                                           "gelu",     "silu", "hardswish"};
-  for (int i = 0; i < 7; ++i) {
-    if (name == kNames[i]) return Activation(i);
-  }
-  STD_TORCH_CHECK(false, "unknown activation ", name);
-  return Activation::identity;
-}
-
-inline View view_of(const Tensor& t) {
-  for (int i = 0; i < 4; ++i) {
-    STD_TORCH_CHECK(t.size(i) < (int64_t(1) << 31), "a dimension past 2^31");
-  }
-  return {t.const_data_ptr(), int(t.size(0)), int(t.size(1)), int(t.size(2)), int(t.size(3)),
-          t.stride(0),        t.stride(1),    t.stride(2),    t.stride(3)};
-}
-
-// [..., C] seen as an image [1, C, h, w] of h * w rows whose channels lie next to each other: w,
-// where it can be, of a size that fills warps.
-inline View rows_of(const Tensor& dense) {
-  const int64_t c = dense.size(dense.dim() - 1);
-  const int64_t rows = c == 0 ? 0 : dense.numel() / c;
-  STD_TORCH_CHECK(rows < (int64_t(1) << 31), "more than 2^31 rows");
-  int64_t w = 32;
-  while (w >= 8 && rows % w != 0) --w;
-  if (w < 8) w = rows;
-  const int64_t h = w == 0 ? 0 : rows / w;
-  return {dense.const_data_ptr(), 1, int(c), int(h), int(w), 0, 1, w * c, c};
-}
-
-inline Tensor dense(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
-
-// Values of a floating-point tensor as contiguous float32.
-inline Tensor as_float(const Tensor& t) {
-  return dense(t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float));
-}
-inline Tensor with_dtype(const Tensor& t, ScalarType dtype) {
-  return dense(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
-}
-
-// Whether outputs are to be channels_last, as the input is (mirrors csrc/cpu/tensors.h).
-inline bool wants_channels_last(const Tensor& x) {
-  if (x.is_contiguous()) return false;
-  const int64_t sizes[] = {x.size(1), x.size(3), x.size(2), x.size(0)};
-  const int64_t strides[] = {x.stride(1), x.stride(3), x.stride(2), x.stride(0)};
-  int64_t expected = 1;
-  for (int i = 0; i < 4; ++i) {
-    if (sizes[i] != 1 && strides[i] != expected) return false;
-    expected *= sizes[i];
-  }
-  return true;
-}
-
-inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype,
-                         bool channels_last = false) {
-  return torch::stable::empty(
-      shape, dtype, std::nullopt, like.device(), std::nullopt,
-      channels_last ? std::optional(MemoryFormat::ChannelsLast) : std::nullopt);
-}
-inline Tensor new_like(const Tensor& like, std::vector<int64_t> shape, bool channels_last) {
-  return new_tensor(like, std::move(shape), like.scalar_type(), channels_last);
-}
-inline float* floats(Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+inline int element_size(Scalar dtype) { return dtype == Scalar::float32 ? 4 : 2; }
 
 inline int ceil_div(int64_t a, int64_t b) { return int((a + b - 1) / b); }
 

@@ -227,9 +227,8 @@ bool choose_tiles(const WorkList& list, const LevelBackwardCall& call, Tiling& t
 
 }  // namespace
 
-bool level_backward(const Layer& layer, int level, const LevelBackwardCall& call,
-                    const Tensor& like, Tensor& grad_weight, const NormGrads& before,
-                    cudaStream_t stream) {
+bool level_backward(const Layer& layer, int level, const LevelBackwardCall& call, Array grad_weight,
+                    const NormGrads& before, const Context& on) {
   const auto list = layer.level(level);
   Tiling t{};
   if (!choose_tiles(*list, call, t)) return false;
@@ -242,25 +241,25 @@ bool level_backward(const Layer& layer, int level, const LevelBackwardCall& call
   t.parts = ceil_div(tiles, ceil_div(tiles, std::min(tiles, wanted)));
   const bool norm = call.x.norm.mean != nullptr;
   PartSums sums{nullptr, t.parts, norm ? call.x.view.c : 0, before};
-  const int64_t weights = grad_weight.numel(), row = sums.row(weights, 0);
-  Tensor parts = new_tensor(like, {t.parts, row}, ScalarType::Float);
-  sums.parts = floats(parts);
+  const int64_t weights = grad_weight.size, row = sums.row(weights, 0);
+  float* const parts = on.workspace(t.parts * row);
+  sums.parts = parts;
   const int64_t bytes = shared_bytes(*list, call, t);
   for (const Runs& runs : list->launches) {
     STD_TORCH_CHECK(int64_t(t.parts) * runs.items < (int64_t(1) << 31), "more than 2^31 blocks");
-    for_dtype(like, [&](auto type) {
+    for_dtype(on.dtype, [&](auto type) {
       using T = decltype(type);
       if (bytes > 48 * 1024) {
         cudaFuncSetAttribute(level_backward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              int(bytes));
       }
       BUNIT_LAUNCH((level_backward_kernel<T>), dim3(unsigned(t.parts * runs.items)),
-                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, runs, floats(parts), row,
+                   dim3(Tiling::kThreads), size_t(bytes), on.stream, call, t, runs, parts, row,
                    weights);
     });
     check_launch("level_backward");
   }
-  finish_sums(sums, &grad_weight, nullptr, stream);
+  finish_sums(sums, grad_weight, {}, on);
   return true;
 }
 

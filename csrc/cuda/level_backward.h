@@ -17,8 +17,7 @@ struct LevelBackwardCall {
 
 // Fills `grad_x`, `grad_weight` and, where x has a norm, `before`. False, and nothing done, where
 // units are too wide for their tiles to fit shared memory.
-bool level_backward(const Layer& layer, int level, const LevelBackwardCall& call,
-                    const Tensor& like, Tensor& grad_weight, const NormGrads& before,
-                    cudaStream_t stream);
+bool level_backward(const Layer& layer, int level, const LevelBackwardCall& call, Array grad_weight,
+                    const NormGrads& before, const Context& on);
 
 }  // namespace bunit::gpu

@@ -262,8 +262,7 @@ int64_t level_conv_parts(const Layer& layer, int level, const LevelConvCall& cal
   return tiling_of(layer.stack, level, call).tiles();
 }
 
-void level_conv(const Layer& layer, int level, const LevelConvCall& call, const Tensor& like,
-                cudaStream_t stream) {
+void level_conv(const Layer& layer, int level, const LevelConvCall& call, const Context& on) {
   const Tiling t = tiling_of(layer.stack, level, call);
   const int64_t bytes = (Tiling::kSums + t.weights + int64_t(t.chunk) * t.tile) * 4;
   STD_TORCH_CHECK(t.whole || bytes <= 48 * 1024,
@@ -273,14 +272,14 @@ void level_conv(const Layer& layer, int level, const LevelConvCall& call, const 
                                     : layer.level(level, Layer::kAll, outs);
   for (const Runs& runs : list->launches) {
     STD_TORCH_CHECK(t.tiles() * runs.items < (int64_t(1) << 31), "more than 2^31 tiles");
-    for_dtype(like, [&](auto type) {
+    for_dtype(on.dtype, [&](auto type) {
       using T = decltype(type);
       if (bytes > 48 * 1024) {
         cudaFuncSetAttribute(level_conv_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              int(bytes));
       }
       BUNIT_LAUNCH((level_conv_kernel<T>), dim3(unsigned(t.tiles() * runs.items)),
-                   dim3(Tiling::kThreads), size_t(bytes), stream, call, t, runs);
+                   dim3(Tiling::kThreads), size_t(bytes), on.stream, call, t, runs);
     });
     check_launch("level_conv");
   }

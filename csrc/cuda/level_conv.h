@@ -26,8 +26,7 @@ struct LevelConvCall {
 // How many parts a level's moments or sums come in.
 int64_t level_conv_parts(const Layer& layer, int level, const LevelConvCall& call);
 
-// Level `level` of the layer; `like` has the images' dtype.
-void level_conv(const Layer& layer, int level, const LevelConvCall& call, const Tensor& like,
-                cudaStream_t stream);
+// Level `level` of the layer.
+void level_conv(const Layer& layer, int level, const LevelConvCall& call, const Context& on);
 
 }  // namespace bunit::gpu

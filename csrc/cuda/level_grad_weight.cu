@@ -203,13 +203,15 @@ Tiling choose_tiles(const Stack& stack, int level, const LevelGradWeightCall& ca
 }  // namespace
 
 void level_grad_weight(const Layer& layer, int level, const LevelGradWeightCall& call,
-                       const Tensor& like, Tensor& grad_weight, Tensor* grad_bias,
-                       cudaStream_t stream) {
-  const int64_t weights = grad_weight.numel();
+                       Array grad_weight, Array grad_bias, const Context& on) {
+  const int64_t weights = grad_weight.size;
   const View& out = call.grad.view;
   if (int64_t(out.n) * out.h * out.w == 0) {
-    torch::stable::zero_(grad_weight);
-    if (grad_bias) torch::stable::zero_(*grad_bias);
+    for (const Array& zeros : {grad_weight, grad_bias}) {
+      const size_t bytes = size_t(zeros.size) * size_t(element_size(on.dtype));
+      if (bytes) cudaMemsetAsync(zeros.data, 0, bytes, on.stream);
+    }
+    check_launch("level_grad_weight");
     return;
   }
   Tiling t = choose_tiles(layer.stack, level, call);
@@ -219,9 +221,9 @@ void level_grad_weight(const Layer& layer, int level, const LevelGradWeightCall&
   const int64_t wanted = ceil_div(int64_t(processors()) * Tiling::kBlocks, list->items);
   t.parts = ceil_div(tiles, ceil_div(tiles, std::min(tiles, wanted)));
   PartSums sums{nullptr, t.parts, 0, {}};
-  const int64_t row = sums.row(weights, grad_bias ? out.c : 0);
-  Tensor parts = new_tensor(like, {t.parts, row}, ScalarType::Float);
-  sums.parts = floats(parts);
+  const int64_t row = sums.row(weights, grad_bias.size);
+  float* const parts = on.workspace(t.parts * row);
+  sums.parts = parts;
   int64_t bytes = 0;
   for (const Kind& kind : list->kinds) {
     const Layout layout(call, t, kind.kernel, std::min<int>(t.ins, kind.widths[0]),
@@ -230,18 +232,18 @@ void level_grad_weight(const Layer& layer, int level, const LevelGradWeightCall&
   }
   for (const Runs& runs : list->launches) {
     STD_TORCH_CHECK(int64_t(t.parts) * runs.items < (int64_t(1) << 31), "more than 2^31 blocks");
-    for_dtype(like, [&](auto type) {
+    for_dtype(on.dtype, [&](auto type) {
       using T = decltype(type);
       const auto launch = [&](auto tap_by_tap) {
         BUNIT_LAUNCH((level_grad_weight_kernel<T, decltype(tap_by_tap)::value>),
                      dim3(unsigned(t.parts * runs.items)), dim3(Tiling::kThreads), size_t(bytes),
-                     stream, call, t, runs, floats(parts), row, weights);
+                     on.stream, call, t, runs, parts, row, weights);
       };
       t.tap_by_tap ? launch(std::true_type()) : launch(std::false_type());
     });
     check_launch("level_grad_weight");
   }
-  finish_sums(sums, &grad_weight, grad_bias, stream);
+  finish_sums(sums, grad_weight, grad_bias, on);
 }
 
 }  // namespace bunit::gpu

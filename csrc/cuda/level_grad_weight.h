@@ -11,10 +11,8 @@ struct LevelGradWeightCall {
   int stride, dilation;
 };
 
-// Fills `grad_weight` and, where it is given, `grad_bias`, of one dtype, from sums in a fixed
-// order.
+// Fills `grad_weight` and, where it has data, `grad_bias`, from sums in a fixed order.
 void level_grad_weight(const Layer& layer, int level, const LevelGradWeightCall& call,
-                       const Tensor& like, Tensor& grad_weight, Tensor* grad_bias,
-                       cudaStream_t stream);
+                       Array grad_weight, Array grad_bias, const Context& on);
 
 }  // namespace bunit::gpu

@@ -8,6 +8,7 @@
 #include "cuda/activate.h"
 #include "cuda/level_conv.h"
 #include "cuda/level_grad_weight.h"
+#include "cuda/tensors.h"
 #include "cuda/unit_forward.h"
 #include "cuda/unit_linear_backward.h"
 #include "text.h"
@@ -20,6 +21,12 @@ std::vector<int64_t> with_channels(const Tensor& x, int64_t channels) {
   for (int64_t i = 0; i + 1 < x.dim(); ++i) shape.push_back(x.size(i));
   shape.push_back(channels);
   return shape;
+}
+
+std::vector<Array> arrays_of(const std::vector<Tensor>& tensors) {
+  std::vector<Array> arrays;
+  for (const Tensor& t : tensors) arrays.push_back(array_of(t));
+  return arrays;
 }
 
 void check_rows(const Tensor& x, int64_t channels) {
@@ -52,7 +59,7 @@ std::vector<Tensor> dense_parameters(const Stack& stack, const Tensor& x,
 // One level's output from its input or, `transposed`, the gradient of its input from that of its
 // output.
 Tensor run_level(const Layer& layer, int l, const Tensor& from, const void* weight,
-                 const void* bias, Activation out, bool transposed, cudaStream_t stream) {
+                 const void* bias, Activation out, bool transposed, const Context& on) {
   const int64_t channels = layer.stack.channels[transposed ? l : l + 1];
   const Tensor to = new_like(from, with_channels(from, channels), false);
   LevelConvCall level{};
@@ -63,7 +70,7 @@ Tensor run_level(const Layer& layer, int l, const Tensor& from, const void* weig
   level.stride = level.dilation = 1;
   level.out = out;
   level.transposed = transposed;
-  level_conv(layer, l, level, from, stream);
+  level_conv(layer, l, level, on);
   return to;
 }
 
@@ -86,13 +93,13 @@ Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
   const OnDevice device(x);
   call.x = rows_of(x);
   call.y = rows_of(y);
-  if (unit_forward(*layer, call, x, device.stream())) return y;
+  if (unit_forward(*layer, call, device)) return y;
 
   // Units too wide for shared memory.
   y = x;
   for (int l = 0; l < call.depth; ++l) {
     y = run_level(*layer, l, y, call.weights[l], call.biases[l], l == call.depth - 1 ? out : hidden,
-                  false, device.stream());
+                  false, device);
   }
   return y;
 }
@@ -122,16 +129,16 @@ Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
   if (grad.numel() == 0) return new_like(grad, with_channels(grad, stack.channels[0]), false);
   const OnDevice device(grad);
   return run_level(*layer, 0, grad, dense_weight.const_data_ptr(), nullptr, Activation::identity,
-                   true, device.stream());
+                   true, device);
 }
 
 void run_level_grad_weight(const Layer& layer, int l, const Tensor& grad, const Tensor& x,
-                           Tensor& grad_weight, Tensor& grad_bias, cudaStream_t stream) {
+                           const Array& grad_weight, const Array& grad_bias, const Context& on) {
   LevelGradWeightCall call{};
   call.x.view = rows_of(x);
   call.grad.view = rows_of(grad);
   call.stride = call.dilation = 1;
-  level_grad_weight(layer, l, call, x, grad_weight, &grad_bias, stream);
+  level_grad_weight(layer, l, call, grad_weight, grad_bias, on);
 }
 
 std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, const Tensor& input,
@@ -148,37 +155,36 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
       grad_weight.numel() == stack.weight_sizes[0] && grad.scalar_type() == x.scalar_type(),
       "the weight's shape or the gradient's dtype does not fit");
   const OnDevice device(x);
-  run_level_grad_weight(*layer, 0, grad, x, grad_weight, grad_bias, device.stream());
+  run_level_grad_weight(*layer, 0, grad, x, array_of(grad_weight), array_of(grad_bias), device);
   return {grad_weight, grad_bias};
 }
 
 // Units too wide for shared memory, level by level; the gradient of x.
 Tensor backward_by_level(const Layer& layer, const UnitLinearBackwardCall& call, Tensor grad,
                          const Tensor& x, std::vector<Tensor>& grad_weights,
-                         std::vector<Tensor>& grad_biases, cudaStream_t stream) {
+                         std::vector<Tensor>& grad_biases, const Context& on) {
   const int last = layer.stack.depth - 1;
   std::vector<Tensor> inputs{x}, pre_activations;
   for (int l = 0; l < last || (l == last && call.out != Activation::identity); ++l) {
     const Tensor z = run_level(layer, l, inputs.back(), call.weights[l], call.biases[l],
-                               Activation::identity, false, stream);
+                               Activation::identity, false, on);
     pre_activations.push_back(z);
     if (l == last) break;
     Tensor y = new_like(z, z.sizes().vec(), false);
-    activate(call.hidden, z, y, stream);
+    activate(call.hidden, z.const_data_ptr(), y.mutable_data_ptr(), z.numel(), on);
     inputs.push_back(y);
   }
   for (int l = last; l >= 0; --l) {
     const Activation name = l == last ? call.out : call.hidden;
     if (name != Activation::identity) {
       Tensor before = new_like(grad, grad.sizes().vec(), false);
-      activation_grad(name, pre_activations[size_t(l)], grad, before, stream);
+      activation_grad(name, pre_activations[size_t(l)].const_data_ptr(), grad.const_data_ptr(),
+                      before.mutable_data_ptr(), grad.numel(), on);
       grad = before;
     }
-    Tensor grad_bias = grad_biases.empty() ? new_like(x, {layer.stack.channels[l + 1]}, false)
-                                           : grad_biases[size_t(l)];
-    run_level_grad_weight(layer, l, grad, inputs[size_t(l)], grad_weights[size_t(l)], grad_bias,
-                          stream);
-    grad = run_level(layer, l, grad, call.weights[l], nullptr, Activation::identity, true, stream);
+    run_level_grad_weight(layer, l, grad, inputs[size_t(l)], array_of(grad_weights[size_t(l)]),
+                          grad_biases.empty() ? Array{} : array_of(grad_biases[size_t(l)]), on);
+    grad = run_level(layer, l, grad, call.weights[l], nullptr, Activation::identity, true, on);
   }
   return grad;
 }
@@ -219,8 +225,9 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear
   call.x = {x.const_data_ptr(), int(stack.channels[0])};
   call.grad = {grad.const_data_ptr(), int(stack.channels[stack.depth])};
   call.grad_x = {grad_x.const_data_ptr(), int(stack.channels[0])};
-  if (!unit_linear_backward(*layer, call, x, grad_weights, grad_biases, device.stream())) {
-    grad_x = backward_by_level(*layer, call, grad, x, grad_weights, grad_biases, device.stream());
+  if (!unit_linear_backward(*layer, call, arrays_of(grad_weights), arrays_of(grad_biases),
+                            device)) {
+    grad_x = backward_by_level(*layer, call, grad, x, grad_weights, grad_biases, device);
   }
   return {grad_x, grad_weights, grad_biases};
 }

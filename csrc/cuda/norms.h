@@ -7,11 +7,10 @@ namespace bunit::gpu {
 
 // y = after_residual(activation(norm(z)) + residual); norm and residual may hold no data.
 void apply_norm(const View& z, const View& y, const View& residual, const DeviceNorm& norm,
-                Activation activation, Activation after_residual, const Tensor& like,
-                cudaStream_t stream);
+                Activation activation, Activation after_residual, const Context& on);
 
 // Sums over each channel of g = grad * activation'(norm(z)) and of g * zhat, to `to`.
 void sum_grads(const View& grad, const View& z, const DeviceNorm& norm, Activation activation,
-               const Tensor& like, const NormGrads& to, cudaStream_t stream);
+               const NormGrads& to, const Context& on);
 
 }  // namespace bunit::gpu

@@ -90,8 +90,8 @@ __device__ __forceinline__ int64_t place_of(const View& view, int n, int c, int 
 
 // Calls body with a value of the element type and, as a constant, how many of it to take at a time.
 template <class F>
-void for_values(const Tensor& like, bool wide, F body) {
-  for_dtype(like, [&](auto type) {
+void for_values(Scalar dtype, bool wide, F body) {
+  for_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     if (wide) {
       body(type, std::integral_constant<int, 16 / int(sizeof(T))>{});
@@ -99,12 +99,6 @@ void for_values(const Tensor& like, bool wide, F body) {
       body(type, std::integral_constant<int, 1>{});
     }
   });
-}
-
-inline int element_size(const Tensor& like) {
-  int size = 0;
-  for_dtype(like, [&](auto type) { size = int(sizeof(type)); });
-  return size;
 }
 
 }  // namespace bunit::gpu

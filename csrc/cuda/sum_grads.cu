@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(Rows::kThreads, 4)
 }  // namespace
 
 void sum_grads(const View& grad, const View& z, const DeviceNorm& norm, Activation activation,
-               const Tensor& like, const NormGrads& to, cudaStream_t stream) {
-  const Walk walk = walk_of({&grad, &z}, element_size(like));
+               const NormGrads& to, const Context& on) {
+  const Walk walk = walk_of({&grad, &z}, element_size(on.dtype));
   SumGrads call{grad, z, norm, activation, walk.rows, 0, nullptr};
   const int64_t rows = walk.rows.inside ? walk.rows.count : z.n;
   const int64_t groups = walk.rows.inside ? ceil_div(walk.rows.vectors, walk.rows.lanes) : z.c;
@@ -112,20 +112,22 @@ void sum_grads(const View& grad, const View& z, const DeviceNorm& norm, Activati
   const int64_t most = ceil_div(rows, Rows::kThreads / walk.rows.lanes);
   call.count = ceil_div(rows, std::min(wanted, most));
   const int64_t parts = ceil_div(rows, call.count);
-  Tensor sums = new_tensor(like, {parts, z.c, 2}, ScalarType::Float);
-  call.parts = reinterpret_cast<float2*>(floats(sums));
-  for_values(like, walk.wide, [&](auto type, auto values) {
+  float* const sums = on.workspace(parts * z.c * 2);
+  call.parts = reinterpret_cast<float2*>(sums);
+  for_values(on.dtype, walk.wide, [&](auto type, auto values) {
     using T = decltype(type);
     constexpr int kValues = decltype(values)::value;
     const dim3 blocks(unsigned(parts * groups));
     if (walk.rows.inside) {
-      BUNIT_LAUNCH((sum_pixels_kernel<T, kValues>), blocks, dim3(Rows::kThreads), 0, stream, call);
+      BUNIT_LAUNCH((sum_pixels_kernel<T, kValues>), blocks, dim3(Rows::kThreads), 0, on.stream,
+                   call);
     } else {
-      BUNIT_LAUNCH((sum_planes_kernel<T, kValues>), blocks, dim3(Rows::kThreads), 0, stream, call);
+      BUNIT_LAUNCH((sum_planes_kernel<T, kValues>), blocks, dim3(Rows::kThreads), 0, on.stream,
+                   call);
     }
   });
   check_launch("sum_grads");
-  finish_sums({floats(sums), parts, z.c, to}, nullptr, nullptr, stream);
+  finish_sums({sums, parts, z.c, to}, {}, {}, on);
 }
 
 }  // namespace bunit::gpu

@@ -32,6 +32,7 @@
 #include "cuda/level_conv.h"
 #include "cuda/level_grad_weight.h"
 #include "cuda/norms.h"
+#include "cuda/tensors.h"
 #include "text.h"
 
 namespace bunit::gpu {
@@ -116,9 +117,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const int64_t parts = level_conv_parts(*layer, l, call);
     Tensor moments = new_tensor(x, {parts, stack.channels[l + 1], 3}, ScalarType::Float);
     call.moments = reinterpret_cast<Moments*>(floats(moments));
-    level_conv(*layer, l, call, x, device.stream());
+    level_conv(*layer, l, call, device);
     finish_moments(call.moments, parts, int(stack.channels[l + 1]), eps, norms.stats(l), total,
-                   device.stream());
+                   device);
   }
 
   const Tensor& z = pre_norms.back();
@@ -133,17 +134,16 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     added = view_of(*residual);
   }
   apply_norm(view_of(z), view_of(y), added, norms.norm(depth - 1), activation_of(out_activation),
-             activation_of(residual_activation), x, device.stream());
+             activation_of(residual_activation), device);
   return {y, pre_norms, stats};
 }
 
 // Both gradients of a level that level_backward does not take: of the weight in one pass, of the
 // input in another.
 void two_passes(const Layer& layer, int level, int64_t stride, const LevelBackwardCall& call,
-                const Tensor& like, Tensor& grad_weight, const NormGrads& before,
-                cudaStream_t stream) {
+                const Array& grad_weight, const NormGrads& before, const Context& on) {
   LevelGradWeightCall of_weight{call.x, call.grad, int(stride), call.dilation};
-  level_grad_weight(layer, level, of_weight, like, grad_weight, nullptr, stream);
+  level_grad_weight(layer, level, of_weight, grad_weight, {}, on);
   LevelConvCall of_input{};
   of_input.x = call.grad;
   of_input.y = call.grad_x;
@@ -152,15 +152,15 @@ void two_passes(const Layer& layer, int level, int64_t stride, const LevelBackwa
   of_input.dilation = call.dilation;
   of_input.transposed = true;
   if (!call.x.norm.mean) {
-    level_conv(layer, level, of_input, like, stream);
+    level_conv(layer, level, of_input, on);
     return;
   }
   of_input.before = call.x;
   const int64_t parts = level_conv_parts(layer, level, of_input);
-  Tensor sums = new_tensor(like, {parts, call.x.view.c, 2}, ScalarType::Float);
-  of_input.sums = reinterpret_cast<float2*>(floats(sums));
-  level_conv(layer, level, of_input, like, stream);
-  finish_sums({floats(sums), parts, call.x.view.c, before}, nullptr, nullptr, stream);
+  float* const sums = on.workspace(parts * call.x.view.c * 2);
+  of_input.sums = reinterpret_cast<float2*>(sums);
+  level_conv(layer, level, of_input, on);
+  finish_sums({sums, parts, call.x.view.c, before}, {}, {}, on);
 }
 
 std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
@@ -187,8 +187,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
 
   const int last = depth - 1;
   const Activation final = activation_of(out_activation);
-  sum_grads(view_of(gradient), view_of(pre_norms.back()), norms.norm(last), final, x,
-            norm_grads(last), device.stream());
+  sum_grads(view_of(gradient), view_of(pre_norms.back()), norms.norm(last), final, norm_grads(last),
+            device);
   Tensor grad = gradient;
   std::vector<Tensor> grad_weights(weights);
   for (int l = last; l >= 0; --l) {
@@ -218,8 +218,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     grad_weights[i] = new_tensor(x, weights[i].sizes().vec(), weights[i].scalar_type());
     const int64_t own_stride = l == 0 ? stride : 1;
     if (own_stride != 1 ||
-        !level_backward(*layer, l, call, x, grad_weights[i], before, device.stream())) {
-      two_passes(*layer, l, own_stride, call, x, grad_weights[i], before, device.stream());
+        !level_backward(*layer, l, call, array_of(grad_weights[i]), before, device)) {
+      two_passes(*layer, l, own_stride, call, array_of(grad_weights[i]), before, device);
     }
     grad = grad_in;
   }

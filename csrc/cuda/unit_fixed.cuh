@@ -6,10 +6,6 @@
 
 namespace bunit::gpu {
 
-// Activations of a few instructions; the others are too much code to repeat for each value.
-__host__ __device__ inline bool few_instructions(Activation name) {
-  return name == Activation::identity || name == Activation::relu;
-}
 template <class L>
 __device__ __forceinline__ void activate_few(Activation name, Sums<L>& acc) {
   if (name == Activation::identity) return;

@@ -15,7 +15,6 @@ struct UnitForwardCall {
 };
 
 // Whether it ran: tiles of units too wide for shared memory do not fit.
-bool unit_forward(const Layer& layer, const UnitForwardCall& call, const Tensor& x,
-                  cudaStream_t stream);
+bool unit_forward(const Layer& layer, const UnitForwardCall& call, const Context& on);
 
 }  // namespace bunit::gpu

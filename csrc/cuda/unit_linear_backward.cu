@@ -90,50 +90,49 @@ std::shared_ptr<const Plan> plan_of(const Layer& layer, int rows) {
   return plans.get(Key{layer.number, rows}, [&] { return make_plan(layer.stack, rows); });
 }
 
-void add_parts(const float* parts, int count, int64_t size, const Sums& sums, const Tensor& like,
-               cudaStream_t stream) {
-  for_dtype(like, [&](auto type) {
+void add_parts(const float* parts, int count, int64_t size, const Sums& sums, const Context& on) {
+  for_dtype(on.dtype, [&](auto type) {
     using T = decltype(type);
     BUNIT_LAUNCH((add_parts_kernel<T>), dim3(unsigned(ceil_div(size, Tiling::kThreads))),
-                 dim3(Tiling::kThreads), 0, stream, parts, count, size, sums);
+                 dim3(Tiling::kThreads), 0, on.stream, parts, count, size, sums);
   });
   check_launch("add_parts");
 }
 
 }  // namespace
 
-bool unit_linear_backward(const Layer& layer, const UnitLinearBackwardCall& call, const Tensor& x,
-                          std::vector<Tensor>& grad_weights, std::vector<Tensor>& grad_biases,
-                          cudaStream_t stream) {
+bool unit_linear_backward(const Layer& layer, const UnitLinearBackwardCall& call,
+                          const std::vector<Array>& grad_weights,
+                          const std::vector<Array>& grad_biases, const Context& on) {
   const auto plan = plan_of(layer, call.rows);
   if (!plan->fits) return false;
   Tiling t = plan->tiling;
   Sums sums{};
-  const auto place = [&](std::vector<Tensor>& gradients, int64_t* begins) {
+  const auto place = [&](const std::vector<Array>& gradients, int64_t* begins) {
     for (size_t l = 0; l < gradients.size(); ++l) {
       begins[l] = t.sums_size;
-      t.sums_size += gradients[l].numel();
-      sums.to[sums.count] = gradients[l].mutable_data_ptr();
+      t.sums_size += gradients[l].size;
+      sums.to[sums.count] = gradients[l].data;
       sums.ends[sums.count++] = t.sums_size;
     }
   };
   place(grad_weights, t.weight_sums);
   place(grad_biases, t.bias_sums);
-  Tensor parts = new_tensor(x, {t.parts, t.sums_size}, ScalarType::Float);
+  float* const parts = on.workspace(t.parts * t.sums_size);
   for (const Runs& runs : plan->list.launches) {
     STD_TORCH_CHECK(int64_t(t.parts) * runs.items < (int64_t(1) << 31), "more than 2^31 blocks");
-    for_dtype(x, [&](auto type) {
+    for_dtype(on.dtype, [&](auto type) {
       using T = decltype(type);
       if (plan->shared > 48 * 1024) {
         cudaFuncSetAttribute(unit_linear_backward_kernel<T>,
                              cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan->shared));
       }
       BUNIT_LAUNCH((unit_linear_backward_kernel<T>), dim3(unsigned(t.parts * runs.items)),
-                   dim3(Tiling::kThreads), plan->shared, stream, call, t, runs, floats(parts));
+                   dim3(Tiling::kThreads), plan->shared, on.stream, call, t, runs, parts);
     });
     check_launch("unit_linear_backward");
   }
-  add_parts(floats(parts), t.parts, t.sums_size, sums, x, stream);
+  add_parts(parts, t.parts, t.sums_size, sums, on);
   return true;
 }
 

@@ -24,10 +24,9 @@ struct UnitLinearBackwardCall {
 };
 
 // Whether it ran: units too wide for shared memory do not fit. Fills `call.grad_x` and
-// `grad_weights` and `grad_biases` (empty, or one a level), from sums in a fixed order; `x` has the
-// rows' dtype and device.
-bool unit_linear_backward(const Layer& layer, const UnitLinearBackwardCall& call, const Tensor& x,
-                          std::vector<Tensor>& grad_weights, std::vector<Tensor>& grad_biases,
-                          cudaStream_t stream);
+// `grad_weights` and `grad_biases` (empty, or one a level), from sums in a fixed order.
+bool unit_linear_backward(const Layer& layer, const UnitLinearBackwardCall& call,
+                          const std::vector<Array>& grad_weights,
+                          const std::vector<Array>& grad_biases, const Context& on);
 
 }  // namespace bunit::gpu

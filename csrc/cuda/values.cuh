@@ -1,6 +1,8 @@
 // Values on the device: conversions, images, activations and what they do to a gradient.
 #pragma once
 
+#include <math.h>
+
 #include <cstdint>
 
 #include "cpu/kernels/calls.h"
@@ -58,12 +60,14 @@ __device__ inline float clamp_relu(float x) {
 }
 __device__ inline float clamp_six(float x) { return x > 6.f ? 6.f : x; }
 
-__device__ inline float activate(Activation name, float x) {
+// Activations of a few instructions; the others are too much code to repeat for each value.
+__host__ __device__ inline bool few_instructions(Activation name) {
+  return name == Activation::identity || name == Activation::relu;
+}
+
+// The rare ones are called: inlined wherever a value is read they were most of the code.
+__device__ __noinline__ inline float activate_rare(Activation name, float x) {
   switch (name) {
-    case Activation::identity:
-      return x;
-    case Activation::relu:
-      return clamp_relu(x);
     case Activation::relu6:
       return clamp_six(clamp_relu(x));
     case Activation::leaky_relu:
@@ -77,14 +81,13 @@ __device__ inline float activate(Activation name, float x) {
   }
 }
 
-// grad * activation'(x), which is 0 where the derivative is, be the gradient NaN or not (as in
-// PyTorch's backward operators; mirrors activation_grad of cpu/kernels/vec.h).
-__device__ inline float activation_grad(Activation name, float x, float grad) {
+__device__ __forceinline__ float activate(Activation name, float x) {
+  if (name == Activation::identity) return x;
+  return name == Activation::relu ? clamp_relu(x) : activate_rare(name, x);
+}
+
+__device__ __noinline__ inline float activation_grad_rare(Activation name, float x, float grad) {
   switch (name) {
-    case Activation::identity:
-      return grad;
-    case Activation::relu:
-      return x <= 0.f ? 0.f : grad;
     case Activation::relu6:
       return x <= 0.f || x >= 6.f ? 0.f : grad;
     case Activation::leaky_relu:
@@ -100,6 +103,14 @@ __device__ inline float activation_grad(Activation name, float x, float grad) {
     default:  // hardswish
       return x <= -3.f ? 0.f : x >= 3.f ? grad : grad * (x / 3.f + 0.5f);
   }
+}
+
+// grad * activation'(x), which is 0 where the derivative is, be the gradient NaN or not (as in
+// PyTorch's backward operators; mirrors activation_grad of cpu/kernels/vec.h).
+__device__ __forceinline__ float activation_grad(Activation name, float x, float grad) {
+  if (name == Activation::identity) return grad;
+  if (name == Activation::relu) return x <= 0.f ? 0.f : grad;
+  return activation_grad_rare(name, x, grad);
 }
 
 // One level's batch normalisation on the device, a value a channel:

@@ -1,0 +1,5 @@
+#include "cuda/unit_forward.cuh"
+
+template void bunit::gpu::launch_unit_forward<__nv_bfloat16>(const UnitForwardCall&, const Tiling&,
+                                                             const Runs&, unsigned, size_t,
+                                                             cudaStream_t);
