@@ -1,4 +1,4 @@
-// Kernels for x86-64 with AVX2 and FMA.
+// Compiles one part of the kernels, BUNIT_PART, for x86-64 with AVX2 and FMA.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -18,7 +18,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 
-#include "kernels/all.h"
+#include BUNIT_PART
 
 #if defined(__clang__)
 #pragma clang attribute pop

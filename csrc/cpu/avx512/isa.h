@@ -1,4 +1,4 @@
-// Kernels for x86-64 with AVX-512 (F, BW, DQ, VL).
+// Compiles one part of the kernels, BUNIT_PART, for x86-64 with AVX-512 (F, BW, DQ, VL).
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -19,7 +19,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 #endif
 
-#include "kernels/all.h"
+#include BUNIT_PART
 
 #if defined(__clang__)
 #pragma clang attribute pop

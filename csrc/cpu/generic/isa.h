@@ -1,4 +1,5 @@
-// Kernels for whatever the compiler targets by default: SSE2 on x86-64, NEON on 64-bit Arm.
+// Compiles one part of the kernels, BUNIT_PART, for whatever the compiler targets by default: SSE2
+// on x86-64, NEON on 64-bit Arm.
 #define BUNIT_ISA generic
 #define BUNIT_TABLE kGeneric
 #define BUNIT_VECTOR_BYTES 16
@@ -8,4 +9,4 @@
 #define BUNIT_REGISTERS 16
 #endif
 
-#include "kernels/all.h"
+#include BUNIT_PART

@@ -1,14 +1,22 @@
-// Everything that is compiled once for each instruction set. The includer has set BUNIT_ISA,
-// BUNIT_TABLE, BUNIT_VECTOR_BYTES, BUNIT_REGISTERS and the compiler's target.
-#pragma once
+// The kernels of one instruction set as a table, and those that have no part of their own. Each
+// part is compiled once for each instruction set; its includer has set BUNIT_ISA, BUNIT_TABLE,
+// BUNIT_VECTOR_BYTES, BUNIT_REGISTERS and the compiler's target.
 
-#include "backward.h"
-#include "elementwise.h"
-#include "forward.h"
-#include "linear_wide.h"
-#include "table.h"
+#include "cpu/kernels/table.h"
+
+#include "cpu/kernels/conv_rows.h"
+#include "cpu/kernels/elementwise.h"
+#include "cpu/kernels/linear_wide.h"
+#include "cpu/kernels/square_planes.h"
 
 namespace bunit {
+
+namespace BUNIT_ISA {
+template <class T>
+void forward_item(const ForwardCall&, int64_t, int64_t, int64_t, int64_t, void*);
+template <class T>
+void backward_item(const BackwardCall&, int64_t, int64_t, int64_t, int64_t, void*);
+}  // namespace BUNIT_ISA
 
 #define BUNIT_STRING_(name) #name
 #define BUNIT_STRING(name) BUNIT_STRING_(name)

@@ -1,0 +1,2 @@
+#define BUNIT_PART "cpu/kernels/parts/table.h"
+#include "isa.h"

@@ -1,0 +1,2 @@
+#define BUNIT_PART "cpu/kernels/parts/forward_float.h"
+#include "isa.h"
