@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 
 from ..layout import ConvGeometry, StackLayout
+from ..ops import CPU_MISSING, CUDA_MISSING
 from ._crossover import prefers_torch
 from .base import Backend
 from .cpp import Cpp
@@ -131,6 +133,14 @@ def _check_name(name: str) -> None:
         raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(NAMES)}")
 
 
+def _warn_of_missing_parts() -> None:
+    """Once, where this is imported: ``auto`` does without a missing part and says nothing."""
+    if CPU_MISSING is not None:
+        warnings.warn(f"'auto' is PyTorch's own operators: {CPU_MISSING}", stacklevel=2)
+    elif CUDA_MISSING is not None and torch.cuda.device_count() > 0:
+        warnings.warn(f"'auto' does without our CUDA kernels: {CUDA_MISSING}", stacklevel=2)
+
+
 def _from_environment() -> str:
     name = os.environ.get(VARIABLE, "auto")
     if name not in NAMES:
@@ -143,4 +153,5 @@ def _from_environment() -> str:
     return name
 
 
+_warn_of_missing_parts()
 _current = _from_environment()

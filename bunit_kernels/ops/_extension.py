@@ -11,13 +11,12 @@ _FOLDER = Path(__file__).resolve().parent.parent
 
 def _load(name: str) -> str | None:
     """Why the object could not be loaded, or ``None``."""
-    path = next(iter(sorted(_FOLDER.glob(f"{name}*.so"))), None)
-    if path is None:
-        return (
-            f"the compiled part {name} is missing beside {_FOLDER.name}/__init__.py: "
-            "install with 'pip install -e .' (needs a C++20 compiler"
-            + ("" if name == "_C_cpu" else ", nvcc and a CUDA build of torch")
-            + ")"
+    path = _FOLDER / f"{name}.so"
+    if not path.is_file():
+        return f"the compiled part {path.name} is missing beside {_FOLDER.name}/__init__.py: " + (
+            "install with 'pip install -e .' (needs a C++20 compiler)"
+            if name == "_C_cpu"
+            else "install with 'BUNIT_CUDA=1 pip install -e .' (needs nvcc and torch for CUDA)"
         )
     try:
         torch.ops.load_library(str(path))
