@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from bunit_kernels import PAPER_POOL, StackedConv2d, StackedLinear, fuse, metrics
-
-POOL = "ABCDEF"
+from bunit_kernels.report.published import SMALL_NETWORKS
 
 
 def paper_flops(model, size):
@@ -54,27 +53,16 @@ def loop(units):
 
 both_forms = pytest.mark.parametrize("form", [loop, StackedConv2d], ids=["loop", "stacked"])
 
-#: Table II: units of kinds A to F in the two stacked layers, MFLOPs and thousands of parameters.
-#: No. 2's FLOPs are printed as 9.60 M; the rule that gives the nine others gives 9.96 M.
-TABLE_II = {
-    "No.1": ([3, 3, 2, 3, 5, 4], [4, 7, 2, 0, 4, 3], "9.24", "90.77"),
-    "No.2": ([5, 5, 2, 2, 3, 3], [3, 4, 1, 4, 4, 4], "9.96", "89.98"),
-    "No.3": ([5, 3, 1, 3, 4, 4], [3, 4, 2, 3, 5, 3], "9.33", "91.11"),
-    "No.4": ([3, 4, 5, 2, 2, 4], [3, 1, 6, 3, 3, 4], "10.92", "106.64"),
-    "No.5": ([5, 4, 1, 2, 3, 5], [1, 6, 2, 6, 2, 3], "9.53", "104.05"),
-    "No.6": ([4, 6, 3, 3, 2, 2], [3, 3, 3, 3, 6, 2], "10.08", "95.39"),
-    "No.7": ([0, 4, 3, 3, 3, 7], [3, 3, 2, 4, 5, 3], "11.00", "93.29"),
-    "No.8": ([2, 2, 2, 3, 6, 5], [3, 5, 4, 1, 5, 2], "9.30", "98.26"),
-    "No.9": ([3, 2, 1, 3, 4, 7], [6, 4, 5, 1, 1, 3], "9.06", "100.00"),
-    "No.10": ([2, 6, 5, 2, 3, 2], [1, 2, 5, 3, 3, 6], "11.70", "105.99"),
-}
+#: No. 2's FLOPs are printed as 9.60 M; the rule that gives those of the nine others gives this.
+MISPRINTED = {"No.2": "9.96"}
+TABLES = {table: [n for n in SMALL_NETWORKS if n.table == table] for table in ("I", "II")}
 
 
-def toy_network(first, second, form):
+def toy_network(network, form):
     """Table II's network: normal convolution and stacked layer, twice, then a linear map."""
     stacks = [
         [unit for unit, count in zip(PAPER_POOL, counts, strict=True) for _ in range(count)]
-        for counts in (first, second)
+        for counts in network.stacked
     ]
     ins = [sum(unit.in_channels for unit in stack) for stack in stacks]
     outs = [sum(unit.out_channels for unit in stack) for stack in stacks]
@@ -86,11 +74,11 @@ def toy_network(first, second, form):
 
 
 @both_forms
-@pytest.mark.parametrize("name", TABLE_II)
-def test_table_2(name, form):
-    first, second, mflops, thousands = TABLE_II[name]
-    model = toy_network(first, second, form)
-    assert printed(metrics.count_parameters(model), 1000) == thousands
+@pytest.mark.parametrize("network", TABLES["II"], ids=lambda network: network.name)
+def test_table_2(network, form):
+    model = toy_network(network, form)
+    assert printed(metrics.count_parameters(model), 1000) == network.thousand_parameters
+    mflops = MISPRINTED.get(network.name, network.mflops)
     assert printed(paper_flops(model, (3, 32, 32)), 10**6) == mflops
 
 
@@ -116,18 +104,16 @@ def stacked_5x5(widths, hidden):
 
 
 @pytest.mark.parametrize("form", [loop_of_5x5, stacked_5x5], ids=["loop", "stacked"])
-@pytest.mark.parametrize(
-    "hidden, thousands, mflops",
-    [(2, "1.41", "0.72"), (3, "1.83", "0.95"), (4, "2.26", "1.19")],
-    ids=["U1", "U2", "U3"],
-)
-def test_table_1(hidden, thousands, mflops, form):
+@pytest.mark.parametrize("hidden", [2, 3, 4])
+def test_table_1(hidden, form):
+    uniform = TABLES["I"][hidden - 2]
+    assert uniform.name == f"U{hidden - 1} (1-{hidden}-1)"
     units = form([1] * 8, [hidden] * 8)
     model = nn.Sequential(
         nn.Conv2d(1, 8, 5), *units, nn.MaxPool2d(5, 2), nn.Flatten(), nn.Linear(32, 10)
     )
-    assert printed(metrics.count_parameters(model), 1000) == thousands
-    assert printed(paper_flops(model, (1, 28, 28)), 10**6) == mflops
+    assert printed(metrics.count_parameters(model), 1000) == uniform.thousand_parameters
+    assert printed(paper_flops(model, (1, 28, 28)), 10**6) == uniform.mflops
 
 
 def test_table_3_dense():
@@ -202,7 +188,7 @@ def test_every_call_and_the_whole_batch_count():
 
 
 def test_layers_and_compare_take_the_convention():
-    toy = toy_network(*TABLE_II["No.1"][:2], StackedConv2d)
+    toy = toy_network(TABLES["II"][0], StackedConv2d)
     table = metrics.layers(toy, (3, 32, 32), convention="paper")
     assert table.flops == paper_flops(toy, (3, 32, 32)) and table.convention == "paper"
     assert all(row.name != "other" for row in table.rows)
@@ -213,7 +199,7 @@ def test_layers_and_compare_take_the_convention():
     plain = metrics.layers(toy, (3, 32, 32)).rows[2]
     assert stacked.flops == plain.flops + 4 * values
     assert "FLOPs (paper)" in str(table) and "(paper)" not in str(metrics.layers(toy, (3, 32, 32)))
-    other = toy_network(*TABLE_II["No.7"][:2], StackedConv2d)
+    other = toy_network(TABLES["II"][6], StackedConv2d)
     result = metrics.compare(toy, other, (3, 32, 32), convention="paper")
     assert (result.flops, result.dense_flops) == (table.flops, paper_flops(other, (3, 32, 32)))
     assert result.convention == "paper" and "FLOPs (paper) an item" in str(result)
@@ -221,7 +207,7 @@ def test_layers_and_compare_take_the_convention():
 
 
 def test_counting_leaves_no_hook():
-    model = toy_network(*TABLE_II["No.1"][:2], StackedConv2d)
+    model = toy_network(TABLES["II"][0], StackedConv2d)
     with pytest.raises(ValueError, match="cannot take an item of shape"):
         paper_flops(model, (3, 8, 8))
     paper_flops(model, (3, 32, 32))
