@@ -19,7 +19,7 @@ FREE = ("seed", "threads", "workers", "save_every", "tensorboard")
 
 HEAD = (
     "| network | data | epochs | seeds | accuracy | dense | difference, points | parameters saved "
-    "| FLOPs saved | TCA | TSA |"
+    "| FLOPs saved | speedup by FLOPs | TCA (1, 1), (1, 4), (4, 1) | TSA (1, 1), (1, 4), (4, 1) |"
 )
 
 
@@ -86,10 +86,17 @@ def _row(runs: list[dict]) -> str:
         f"{100 * mean('accuracy_difference'):+.2f}",
         f"{mean('parameters_saving'):.2%}",
         f"{mean('flops_saving'):.2%}",
-        f"{mean('tca'):.3f}",
-        f"{mean('tsa'):.3f}",
+        f"{mean('speedup'):.2f}x",
+        _scores(compared, "tca"),
+        _scores(compared, "tsa"),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _scores(compared: list[dict], name: str) -> str:
+    """Means of a score, by pair of weights."""
+    by_weights = zip(*(comparison["scores"] for comparison in compared), strict=True)
+    return ", ".join(f"{statistics.mean(s[name] for s in scores):.2f}" for scores in by_weights)
 
 
 def main() -> None:
