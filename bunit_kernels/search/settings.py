@@ -9,8 +9,8 @@ from ..models.tables import NORMAL
 from ..train.errors import UserError
 from ..train.settings import Settings, option
 
-#: What a block may be where the user says nothing: normal, the unit of the paper's backbones, a
-#: unit twice as wide, and the paper's pool with its last width left to the block (``m``).
+#: What a block may be where the user says nothing: normal, the unit of the authors' public code,
+#: a unit twice as wide, and the paper's pool with its last width left to the block (``m``).
 CANDIDATES = (NORMAL, "2-4-m", "4-8-m", "1-2-m", "2-1-m", "3-2-m")
 
 #: A search may go on with others of these: what it found before stays as it is.
