@@ -183,8 +183,8 @@ def _register(
 
 _AUTHORS = " The form of the authors' public code."
 _REPORTED = (
-    "\n\n    With 224x224 pixels and 1000 classes 42.80 % of the FLOPs and 43.16 % of the parameters"
-    "\n    are saved; the paper reports 43.80 % and 43.67 %, without the table of units."
+    "\n\n    With 224x224 pixels and 1000 classes 42.80 % of the FLOPs and 43.16 % of the"
+    "\n    parameters are saved; the paper reports 43.80 % and 43.67 %, without the table of units."
 )
 
 bunit_resnet10, resnet10 = _pair("resnet10", BasicBlock, (1, 1, 1, 1), BASIC_UNITS, _AUTHORS)
