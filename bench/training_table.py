@@ -14,6 +14,8 @@ import statistics
 import sys
 from pathlib import Path
 
+from bunit_kernels.train.report import comparison, comparison_dict
+
 #: What may differ between the runs of one row.
 FREE = ("seed", "threads", "workers", "save_every", "tensorboard")
 
@@ -24,7 +26,8 @@ HEAD = (
 
 
 def load(path: Path) -> dict:
-    """A metrics file of a finished run of two networks.
+    """A metrics file of a finished run of two networks, what they save computed anew: files of
+    earlier versions have other scores.
 
     Raises:
         SystemExit: it is none; the message says what was expected.
@@ -35,6 +38,7 @@ def load(path: Path) -> dict:
         sys.exit(f"{path}: {error}; expected the metrics.json of a training run")
     if not isinstance(found, dict) or "comparison" not in found:
         sys.exit(f"{path} is not of a finished run of a network and its dense counterpart")
+    found["comparison"] = comparison_dict(comparison(found, list(found["networks"])))
     return found
 
 

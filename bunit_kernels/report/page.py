@@ -9,7 +9,15 @@ from pathlib import Path
 
 from .. import __version__
 from ..metrics import WEIGHTS, Comparison, LayerTable
-from .published import LIGHT_NETWORKS, PUBLISHED, SMALL_NETWORKS, TIMES
+from .published import (
+    LIGHT_NETWORKS,
+    PUBLISHED,
+    SMALL_NETWORKS,
+    TIMES,
+    InferenceTime,
+    LightNetwork,
+    SmallNetwork,
+)
 from .result import Result, Source
 from .runs import TrainedRun
 
@@ -76,28 +84,9 @@ def render_page(sections: Sequence[RunSection], tradeoffs: Sequence[Picture]) ->
         score_titles=_SCORE_TITLES,
         machines=[_machine_row(run) for run in runs],
         published=[_published_row(result, sources) for result in PUBLISHED],
-        small_networks=[
-            [
-                small.table,
-                small.name,
-                small.describe_units(),
-                f"{small.accuracy:.2f}",
-                _printed(small.accuracy_std),
-                small.mflops,
-                small.thousand_parameters,
-            ]
-            for small in SMALL_NETWORKS
-        ],
-        light_networks=[
-            [
-                *(light.data, light.network, light.method),
-                *(f"{v:.2f}" for v in (light.accuracy, light.flops, light.parameters)),
-            ]
-            for light in LIGHT_NETWORKS
-        ],
-        times=[
-            [t.network, t.device, f"{t.dense_ms:g}", f"{t.ms:g}", f"{t.speedup:.2f}"] for t in TIMES
-        ],
+        small_networks=[_small_network_row(network) for network in SMALL_NETWORKS],
+        light_networks=[_light_network_row(network) for network in LIGHT_NETWORKS],
+        times=[_time_row(time) for time in TIMES],
         sources=sources,
         layer_rows=_layer_rows,
     )
@@ -197,6 +186,29 @@ def _published_row(result: Result, sources: list[Source]) -> list[str]:
         *(scores or [""] * len(_SCORE_TITLES)),
         f"[{sources.index(result.source) + 1}]" + (f", {result.table}" if result.table else ""),
     ]
+
+
+def _small_network_row(network: SmallNetwork) -> list[str]:
+    return [
+        network.table,
+        network.name,
+        network.describe_units(),
+        _printed(network.accuracy),
+        _printed(network.accuracy_std),
+        network.mflops,
+        network.thousand_parameters,
+    ]
+
+
+def _light_network_row(network: LightNetwork) -> list[str]:
+    figures = network.accuracy, network.flops, network.parameters
+    return [network.data, network.network, network.method, *map(_printed, figures)]
+
+
+def _time_row(time: InferenceTime) -> list[str]:
+    return [
+        time.network, time.device, f"{time.dense_ms:g}", f"{time.ms:g}", _printed(time.speedup)
+    ]  # fmt: skip
 
 
 def _printed(value: float | None) -> str:
