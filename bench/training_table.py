@@ -14,17 +14,20 @@ import statistics
 import sys
 from pathlib import Path
 
+from bunit_kernels.train.report import comparison, comparison_dict
+
 #: What may differ between the runs of one row.
 FREE = ("seed", "threads", "workers", "save_every", "tensorboard")
 
 HEAD = (
     "| network | data | epochs | seeds | accuracy | dense | difference, points | parameters saved "
-    "| FLOPs saved | TCA | TSA |"
+    "| FLOPs saved | speedup by FLOPs | TCA (1, 1), (1, 4), (4, 1) | TSA (1, 1), (1, 4), (4, 1) |"
 )
 
 
 def load(path: Path) -> dict:
-    """A metrics file of a finished run of two networks.
+    """A metrics file of a finished run of two networks, what they save computed anew: files of
+    earlier versions have other scores.
 
     Raises:
         SystemExit: it is none; the message says what was expected.
@@ -35,6 +38,7 @@ def load(path: Path) -> dict:
         sys.exit(f"{path}: {error}; expected the metrics.json of a training run")
     if not isinstance(found, dict) or "comparison" not in found:
         sys.exit(f"{path} is not of a finished run of a network and its dense counterpart")
+    found["comparison"] = comparison_dict(comparison(found, list(found["networks"])))
     return found
 
 
@@ -86,10 +90,17 @@ def _row(runs: list[dict]) -> str:
         f"{100 * mean('accuracy_difference'):+.2f}",
         f"{mean('parameters_saving'):.2%}",
         f"{mean('flops_saving'):.2%}",
-        f"{mean('tca'):.3f}",
-        f"{mean('tsa'):.3f}",
+        f"{mean('speedup'):.2f}x",
+        _scores(compared, "tca"),
+        _scores(compared, "tsa"),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _scores(compared: list[dict], name: str) -> str:
+    """Means of a score, by pair of weights."""
+    by_weights = zip(*(comparison["scores"] for comparison in compared), strict=True)
+    return ", ".join(f"{statistics.mean(s[name] for s in scores):.2f}" for scores in by_weights)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import groups
 import layers
 import recompute
 import table
+import training_table
 from peers import PEERS, Unsupported, peer
 from workloads import Workload, make_case
 
@@ -109,3 +112,29 @@ def test_recompute_tells_what_each_way_keeps(monkeypatch, capsys):
     for row in rows:
         kept, again = (float(cell.split()[-1]) for cell in row[56:].split("MB")[:2])
         assert again == pytest.approx(kept / 2, rel=0.25)
+
+
+def test_table_of_training_runs_has_equation_9s_scores(tmp_path, monkeypatch, capsys):
+    """Means over seeds, of a file as earlier versions wrote it too: other scores, and a beta."""
+    for seed, accuracy in ((0, 0.90), (1, 0.94)):
+        figures = {"parameters": 50, "flops": 20, "accuracy": accuracy}
+        dense = {"parameters": 100, "flops": 100, "accuracy": 0.95}
+        old = {"beta": 1.0, "tca": 0.5, "tsa": 0.5, "dense_flops": 100}
+        run = {
+            "settings": {"model": "bunit_cnn", "epochs": 3, "seed": seed},
+            "data": {"name": "mnist.npz", "shape": [1, 28, 28]},
+            "networks": {"bunit_cnn": figures, "cnn": dense},
+            "comparison": old,
+        }
+        (tmp_path / f"{seed}.json").write_text(json.dumps(run))
+    monkeypatch.setattr(sys, "argv", ["training_table.py", str(tmp_path)])
+    training_table.main()
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].split("|")]
+    assert cells[1:5] == ["`bunit_cnn`", "mnist", "3", "2"] and cells[10] == "5.00x"
+    lost = [(0.95 - accuracy) / 0.95 for accuracy in (0.90, 0.94)]
+    for cell, saved in ((cells[11], 0.8), (cells[12], 0.5)):
+        means = [
+            sum(math.exp(w1 * saved - w2 * share) for share in lost) / 2
+            for w1, w2 in ((1, 1), (1, 4), (4, 1))
+        ]
+        assert cell == ", ".join(f"{mean:.2f}" for mean in means)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from fractions import Fraction
+import math
+import re
 
 import pytest
 import torch
@@ -105,52 +106,63 @@ both = pytest.mark.parametrize("measure", [metrics.tca, metrics.tsa], ids=["tca"
 
 @both
 def test_trade_off_formula(measure):
-    """(1 + b^2) A S / (b^2 A + S), in exact fractions."""
-    for accuracy, dense, saved, beta in (
-        (Fraction(9, 10), Fraction(95, 100), Fraction(4, 5), Fraction(1)),
-        (Fraction(1, 2), Fraction(3, 4), Fraction(1, 10), Fraction(2)),
-        (Fraction(7, 10), Fraction(7, 10), Fraction(1, 3), Fraction(1, 2)),
-        (Fraction(8, 10), Fraction(7, 10), Fraction(1, 3), Fraction(3)),  # retention is capped
+    """Equation 9 as it is printed: a quotient of two exponentials."""
+    for a_b, a_n, c_b, c_n, w1, w2 in (
+        (93.25, 92.82, 77.95, 15.69, 1, 1),
+        (0.75, 0.5, 300, 30, 2, 0.5),
+        (0.7, 0.8, 100, 150, 1, 4),  # more accurate, and costs more
+        (50, 0, 10, 0, 4, 1),
     ):
-        a = min(Fraction(1), accuracy / dense)
-        exact = (1 + beta**2) * a * saved / (beta**2 * a + saved)
-        got = measure(float(accuracy), float(dense), float(saved), float(beta))
-        assert got == pytest.approx(float(exact), rel=1e-14)
+        exact = math.exp(w1 * (c_b - c_n) / c_b) / math.exp(w2 * (a_b - a_n) / a_b)
+        assert measure(a_b, a_n, c_b, c_n, w1=w1, w2=w2) == pytest.approx(exact, rel=1e-14)
 
 
 @both
 def test_trade_off_limits(measure):
-    assert measure(0.9, 0.9, 0.0) == 0
-    assert measure(0.9, 0.9, -0.3) == 0  # costs more than the dense network
-    assert measure(0.0, 0.9, 0.5) == 0
-    assert measure(0.0, 0.9, 0.0) == 0
-    assert measure(0.9, 0.9, 1.0) == 1
-    assert measure(0.9, 0.9, 0.5) == pytest.approx(2 / 3)
-    # A large beta leaves the saving alone, a small one the retention.
-    assert measure(0.45, 0.9, 0.8, beta=1e6) == pytest.approx(0.8)
-    assert measure(0.45, 0.9, 0.8, beta=1e-6) == pytest.approx(0.5)
-    assert measure(0.45, 0.9, 0.8, beta=2) > measure(0.45, 0.9, 0.8) > measure(0.45, 0.9, 0.8, 0.5)
+    assert measure(0.9, 0.9, 100, 100) == 1
+    assert measure(0.9, 0.9, 100, 0) == pytest.approx(math.e)
+    assert measure(0.9, 0.9, 100, 200) == pytest.approx(1 / math.e)
+    assert measure(0.9, 0.0, 100, 100) == pytest.approx(1 / math.e)
+    assert measure(0.9, 0.3, 100, 20, w1=0, w2=0) == 1
+    assert measure(0.9, 0.3, 100, 20, w1=0) == pytest.approx(math.exp(-2 / 3))
+    assert measure(0.9, 0.3, 100, 20, w2=0) == pytest.approx(math.exp(0.8))
+    # Percent or shares, FLOPs or MFLOPs: the same.
+    assert measure(90, 85, 100, 20) == pytest.approx(measure(0.9, 0.85, 100e6, 20e6), rel=1e-14)
+    assert measure(0.9, 0.9, 10**300, 10**300) == 1
 
 
 @both
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ((1.1, 0.9, 0.5), r"accuracy must be in \[0, 1\], got 1.1"),
-        ((-0.1, 0.9, 0.5), r"accuracy must be in \[0, 1\]"),
-        ((93.25, 94.0, 0.5), r"accuracy must be in \[0, 1\], got 93.25"),
-        ((0.9, float("nan"), 0.5), r"dense_accuracy must be in \[0, 1\]"),
-        ((0.9, 0.0, 0.5), "dense_accuracy must be above 0"),
-        ((0.9, 0.9, 1.5), "saving must be at most 1, got 1.5"),
-        ((0.9, 0.9, float("nan")), "saving must be at most 1"),
-        ((0.9, 0.9, 0.5, 0.0), "beta must be above 0, got 0.0"),
-        ((0.9, 0.9, 0.5, -1.0), "beta must be above 0"),
-        ((0.9, 0.9, 0.5, float("inf")), "beta must be above 0"),
-    ],
-)
-def test_trade_off_refuses(measure, arguments, message):
+@pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf"), 10**400, True, None, "1"])
+@pytest.mark.parametrize("which", ["baseline_accuracy", "accuracy", "baseline_", "", "w1", "w2"])
+def test_trade_off_refuses(measure, which, bad):
+    cost = "flops" if measure is metrics.tca else "parameters"
+    name = f"{which}{cost}" if which in ("baseline_", "") else which
+    good = {"baseline_accuracy": 0.9, "accuracy": 0.8, f"baseline_{cost}": 9, cost: 5}
+    low = "above 0" if name.startswith("baseline") else "of at least 0"
+    message = f"^{name} must be a finite number {low}, got {bad!r}$"
     with pytest.raises(ValueError, match=message):
-        measure(*arguments)
+        measure(**good | {name: bad})
+
+
+@both
+def test_trade_off_refuses_what_has_no_score(measure):
+    with pytest.raises(ValueError, match="baseline_accuracy must be a finite number above 0"):
+        measure(0, 0.5, 10, 5)
+    with pytest.raises(ValueError, match=r"baseline_\w+ must be a finite number above 0, got 0"):
+        measure(0.9, 0.5, 0, 5)
+    with pytest.raises(ValueError, match="^accuracy must be at most 100"):
+        measure(90, 101, 10, 5)
+    with pytest.raises(ValueError, match="^baseline_accuracy must be at most 100"):
+        measure(101, 90, 10, 5)
+    with pytest.raises(ValueError, match="too large for a float: accuracy 99 against 0.01"):
+        measure(0.01, 99, 10, 5)
+
+
+def test_speedup():
+    assert metrics.speedup(100, 20) == 5
+    for arguments, name in (((0, 1), "baseline_flops"), ((1, 0), "flops"), ((1, -2), "flops")):
+        with pytest.raises(ValueError, match=f"^{name} must be a finite number above 0"):
+            metrics.speedup(*arguments)
 
 
 def test_compare_without_accuracies():
@@ -159,31 +171,51 @@ def test_compare_without_accuracies():
     assert (result.flops, result.dense_flops) == (88_320, 226_560)
     assert result.parameters_saving == 1 - 2308 / 4036
     assert result.flops_saving == 1 - 88_320 / 226_560
-    nothing = (result.accuracy_difference, result.tca, result.tsa, result.inference)
-    assert nothing == (None,) * 4 and result.time_conversion is None
+    assert result.accuracy_difference is result.inference is result.time_conversion is None
+    assert result.scores == () and result.speedup == 226_560 / 88_320
     assert "TCA" not in str(result) and "accuracy" not in str(result)
     with pytest.raises(AttributeError):
         result.flops = 1
 
 
 def test_compare_with_accuracies():
-    result = metrics.compare(*small_pair(), (1, 8, 8), accuracy=0.9, dense_accuracy=0.95, beta=2.0)
+    result = metrics.compare(*small_pair(), (1, 8, 8), accuracy=0.9, dense_accuracy=0.95)
     assert result.accuracy_difference == pytest.approx(-0.05)
-    assert result.tca == metrics.tca(0.9, 0.95, result.flops_saving, 2.0)
-    assert result.tsa == metrics.tsa(0.9, 0.95, result.parameters_saving, 2.0)
+    assert [(score.w1, score.w2) for score in result.scores] == [(1, 1), (1, 4), (4, 1)]
+    for score in result.scores:
+        weights = {"w1": score.w1, "w2": score.w2}
+        assert score.tca == metrics.tca(0.95, 0.9, 226_560, 88_320, **weights)
+        assert score.tsa == metrics.tsa(0.95, 0.9, 4036, 2308, **weights)
+    lines = dict(re.split(r"  +", line)[:2] for line in str(result).splitlines()[1:])
+    first, _, last = result.scores
+    assert lines["TCA (w1 1, w2 1)"] == f"{first.tca:.3f}"
+    assert lines["TSA (w1 4, w2 1)"] == f"{last.tsa:.3f}" and "TCA (w1 1, w2 4)" in lines
+    assert lines["theoretical speedup"] == "2.57x"
     table = result.table(("small", "large"))
-    for text in ("small", "large", "90.00%", "-5.00 points", "2,308", "226,560", "42.81%",
-                 "TCA (beta 2)", f"{result.tca:.4f}", f"{result.tsa:.4f}"):  # fmt: skip
+    for text in ("small", "large", "90.00%", "-5.00 points", "2,308", "226,560", "42.81%"):
         assert text in table
     assert str(result) == result.table()
+
+
+def test_a_comparison_without_scores():
+    """A network at whose end stands no accuracy must not stop a program that compares it."""
+    sizes = {"parameters": 1, "dense_parameters": 2, "flops": 3, "dense_flops": 4}
+    assert metrics.Comparison(**sizes, accuracy=0.5, dense_accuracy=0.0).scores == ()
+    assert metrics.Comparison(**sizes, accuracy=1.0, dense_accuracy=1e-4).scores == ()
+    assert metrics.Comparison(**sizes | {"flops": 0}).speedup is None
 
 
 def test_compare_refuses_before_it_measures():
     pair = small_pair()
     with pytest.raises(ValueError, match="come together"):
         metrics.compare(*pair, (1, 8, 8), accuracy=0.9)
-    with pytest.raises(ValueError, match=r"accuracy must be in \[0, 1\]"):
-        metrics.compare(*pair, (1, 8, 8), accuracy=90.0, dense_accuracy=95.0, time=True)
+    for accuracy, dense, message in (
+        (90.0, 95.0, r"^accuracy must be a share, in \[0, 1\], got 90.0"),
+        (0.9, float("nan"), r"^dense_accuracy must be a share, in \[0, 1\], got nan"),
+        (0.9, 0.0, "^dense_accuracy must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            metrics.compare(*pair, (1, 8, 8), accuracy=accuracy, dense_accuracy=dense, time=True)
     with pytest.raises(ValueError, match="rounds"):
         metrics.compare(*pair, (1, 8, 8), time=True, rounds=0)
     with pytest.raises(ValueError, match="batch_size"):

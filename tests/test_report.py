@@ -93,6 +93,12 @@ class Page(HTMLParser):
         return found
 
 
+def network_row(page: Page, name: str) -> list[str]:
+    """A network's line in the table of the runs' networks."""
+    (found,) = [row for row in page.rows if row[:2] == ["run", name] and len(row) == 15]
+    return found
+
+
 # --- the page -------------------------------------------------------------------------------------
 
 
@@ -121,7 +127,7 @@ def test_page_needs_nothing_else(run, undrawn):
     assert all(a.startswith("data:image/png;base64,") for a in Page(text).addresses)
     assert "@import" not in text and "url(" not in text and "<script" not in text
     for wanted in ('lang="en"', 'name="viewport"', "prefers-color-scheme: dark", "overflow-x: auto",
-                   "not directly comparable", "not the paper's"):  # fmt: skip
+                   "not directly comparable", "equation 9"):  # fmt: skip
         assert wanted in text
 
 
@@ -129,7 +135,7 @@ def test_tables_have_the_runs_figures(run, undrawn):
     (read,) = read_runs([run])
     page = Page(build_report([read])["report.html"].decode())
     compact, dense = read.networks.values()
-    row = page.row("run", "bunit_cnn")
+    row = network_row(page, "bunit_cnn")
     assert row[2:4] == ["images.npz, 1x6x6, 64 + 64", "2 of 2"]
     assert row[4] == f"{100 * compact['accuracy']:.2f}"
     assert row[6:8] == [f"{compact['parameters']:,}", f"{compact['flops']:,}"]
@@ -137,7 +143,11 @@ def test_tables_have_the_runs_figures(run, undrawn):
     comparison = read.report["comparison"]
     assert row[10] == f"{100 * comparison['parameters_saving']:.2f}"
     assert row[11] == f"{100 * comparison['flops_saving']:.2f}"
-    assert row[14:16] == [f"{comparison['tca']:.3f}", f"{comparison['tsa']:.3f}"]
+    assert row[14] == f"{comparison['time_conversion']:.3f}"
+    scores = [f"{s[name]:.2f}" for s in comparison["scores"] for name in ("tca", "tsa")]
+    accuracies = [f"{100 * f['accuracy']:.2f}" for f in (dense, compact)]
+    (scored,) = [row for row in page.rows if row[:2] == ["run", "bunit_cnn"] and len(row) == 11]
+    assert scored[2:] == [*accuracies, f"{comparison['speedup']:.2f}", *scores]
     assert page.row("run", "cnn")[6] == f"{dense['parameters']:,}"
     assert set(page.row("run", "cnn")[10:]) == {""}
     assert read.report["versions"]["torch"] in page.row("run", read.report["versions"]["device"])
@@ -151,24 +161,20 @@ def test_published_results_stand_on_the_page(run, undrawn):
     text = build_report(read_runs([run]))["report.html"].decode()
     page = Page(text)
     row = page.row("CIFAR-10", "VGG-16", "BUnit-Net")
-    assert row[3:] == ["2024", "93.25", "", "79.87", "72.9", "[1]"]
-    methods = {row[2] for row in page.rows if row[0] in ("CIFAR-10", "ImageNet", "MNIST")}
-    assert methods == {result.method for result in PUBLISHED}
+    scores = ["2.21", "2.06", "2.18", "2.04", "24.29", "18.38"]
+    assert row[3:] == ["2024", "92.82", "93.25", "79.87", "72.9", "4.97", *scores, "[1], IV"]
+    rows = [row for row in page.rows if len(row) == len(page.row("MNIST", "MLP", "BUnit-Net"))]
+    methods = {row[2] for row in rows}
+    assert {result.method for result in PUBLISHED} <= methods
     listed = re.findall(r'<li>.*?: <a href="(.*?)">', text)
-    rows = [row for row in page.rows if row[0] in ("CIFAR-10", "ImageNet", "MNIST")]
+    rows = [row for row in rows if re.match(r"\[\d+\]", row[-1])]
     for row, result in zip(rows, PUBLISHED, strict=True):
-        assert listed[int(row[8].strip("[]")) - 1] == result.source.address
-
-
-def test_published_figures_are_whole():
-    for result in PUBLISHED:
-        assert 70 < result.accuracy < 100
-        assert result.baseline is None or abs(result.accuracy - result.baseline) < 3
-        for saved in (result.flops_saved, result.parameters_saved):
-            assert saved is None or 0 < saved < 100
-        assert result.flops_saved is not None and result.source.address.startswith("https")
-    assert len({r.method for r in PUBLISHED}) >= 7
-    assert len(set(PUBLISHED)) == len(PUBLISHED)
+        number = int(re.match(r"\[(\d+)\]", row[-1])[1])
+        assert listed[number - 1] == result.source.address
+    assert page.row("II", "No.2")[3:] == ["72.00", "", "9.60", "89.98"]
+    assert page.row("I", "Hybrid2")[2:] == ["", "98.66", "0.06", "0.95", "1.83"]
+    assert page.row("VGG-16", "P40")[2:] == ["235", "196", "1.20"]
+    assert page.row("ImageNet", "EfficientNet-B0", "dense")[3:] == ["71.24", "0.78", "5.32"]
 
 
 def test_names_are_escaped(run, undrawn):
@@ -203,15 +209,21 @@ def points(axes) -> dict[str, tuple[float, float]]:
 @pytest.mark.parametrize("what", ["flops", "parameters"])
 def test_tradeoff_plot_shows_ours_and_the_published(run, what):
     (read,) = read_runs([run])
-    ours, vgg, resnet56, resnet110, resnet50 = plot_tradeoff([read], what).axes
-    assert points(ours) == {
+    panels = plot_tradeoff([read], what).axes
+    titles = [axes.get_title(loc="left") for axes in panels]
+    own, vgg, resnet20, mobilenet, resnet56, resnet110, resnet34, resnet50 = panels
+    assert titles[2] == "published, ResNet-20 on CIFAR-10: accuracy, %"
+    assert points(own) == {
         f"run: {name}": (figures[what], 100 * figures["accuracy"])
         for name, figures in read.networks.items()
     }
     saved = {"flops": 79.87, "parameters": 72.90}[what]
-    assert points(vgg)["BUnit-Net"] == (pytest.approx(100 - saved), 93.25)
-    assert points(resnet110)["BUnit-Net"][1] == 94.52 and points(resnet50)["BUnit-Net"][1] == 75.33
-    assert "BUnit-Net" not in points(resnet56) and "CHIP" in points(resnet56)
+    assert points(vgg)["BUnit-Net"] == (pytest.approx(100 - saved), 92.82)
+    assert points(resnet20)["BUnit-Net"][1] == 94.52 and points(resnet20)["BUnit-Net r"][1] == 94.87
+    assert points(mobilenet)["BUnit-Net"][1] == 91.58 and points(resnet34)["BUnit-Net"][1] == 71.51
+    assert points(resnet50)["BUnit-Net"][1] == 75.33 and points(resnet50)["BUnit-Net r"][1] == 77
+    for axes in (resnet56, resnet110):
+        assert "BUnit-Net" not in points(axes) and "CHIP" in points(axes)
     assert ("White-Box" in points(vgg)) == (what == "flops")  # its source says nothing of the other
 
 
@@ -227,7 +239,7 @@ def test_a_cifar10_run_stands_beside_the_published(run):
     change(run, edit)
     (read,) = read_runs([run])
     assert is_cifar10(read) and read.data_name == "cifar"
-    _, vgg, resnet56, *_ = plot_tradeoff([read], "flops").axes
+    _, vgg, _, _, resnet56, *_ = plot_tradeoff([read], "flops").axes
     kept = 100 * (1 - read.comparison.flops_saving)
     accuracy = 100 * read.networks["bunit_cnn"]["accuracy"]
     assert points(vgg)["run: bunit_cnn"] == pytest.approx((kept, accuracy))
@@ -236,9 +248,9 @@ def test_a_cifar10_run_stands_beside_the_published(run):
 
 def test_runs_on_other_images_have_another_panel(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
-    assert len(plot_tradeoff(read_runs([run, other]), "flops").axes) == 1 + 4
+    assert len(plot_tradeoff(read_runs([run, other]), "flops").axes) == 1 + 7
     change(other, lambda report: report["data"].update(test_images=32))
-    assert len(plot_tradeoff(read_runs([run, other]), "flops").axes) == 2 + 4
+    assert len(plot_tradeoff(read_runs([run, other]), "flops").axes) == 2 + 7
 
 
 def test_training_plot(run):
@@ -305,7 +317,32 @@ def test_unfinished_run(run, undrawn):
     change(run, edit)
     page = Page(build_report(read_runs([run]))["report.html"].decode())
     assert page.row("run", "cnn")[3:6] == ["0 of 2", "", ""]
-    assert page.row("run", "bunit_cnn")[11] != "" and page.row("run", "bunit_cnn")[14] == ""
+    row = network_row(page, "bunit_cnn")
+    assert row[11] != "" and row[14] == ""
+    assert not any("TCA (1, 1)" in row and "run" in row for row in page.rows), "no scores yet"
+
+
+def test_runs_of_versions_whose_scores_had_a_beta(run, undrawn):
+    """Their settings name it, and their comparison has scores of another formula."""
+
+    def edit(report):
+        report["settings"]["beta"] = 2.0
+        del report["comparison"]["scores"], report["comparison"]["speedup"]
+        report["comparison"] |= {"beta": 2.0, "tca": 0.9, "tsa": 0.9}
+
+    now = build_report(read_runs([run]))["report.html"]
+    change(run, edit)
+    assert build_report(read_runs([run]))["report.html"] == now
+
+
+def test_one_colour_and_marker_a_method(run):
+    looks = {}
+    for axes in plot_tradeoff(read_runs([run]), "flops").axes[1:]:
+        for line in axes.get_lines():
+            look = line.get_color(), line.get_marker(), line.get_markerfacecolor()
+            looks.setdefault(line.get_label(), set()).add(look)
+    assert all(len(seen) == 1 for seen in looks.values())
+    assert len({look for seen in looks.values() for look in seen}) == len(looks) > 20
 
 
 def test_run_before_its_first_epoch(run, undrawn):
@@ -358,7 +395,6 @@ def test_metrics_file_that_cannot_be_read(run, tmp_path, capsys, content, messag
     "edit, message",
     [
         (lambda r: r["settings"].pop("epochs"), "settings.epochs"),
-        (lambda r: r["settings"].update(beta=0), "settings.beta"),
         (lambda r: r["data"].update(shape=["3", 8, 8]), "data.shape"),
         (lambda r: r["data"].update(classes=[["a"]]), "data.classes"),
         (lambda r: r["networks"].clear(), "networks, of which there are one or two"),

@@ -97,6 +97,22 @@ def test_winner_is_within_the_budget_and_can_be_built_and_trained(command, tmp_p
     tables = [json.dumps(entry["units"]) for entry in found["candidates"]]
     assert len(set(tables)) == len(tables) == found["counts"]["scored"]
 
+    # The dense counterpart was trained as they were: equation 9 sets them side by side.
+    accuracy = found["dense"]["accuracy"]
+    assert 0 < accuracy <= 1 and len(found["dense"]["history"]) == 1
+    for entry in found["candidates"][:2]:
+        assert entry["speedup"] == found["dense"]["flops"] / entry["flops"]
+        assert [(t["w1"], t["w2"]) for t in entry["tradeoffs"]] == [(1, 1), (1, 4), (4, 1)]
+        for t in entry["tradeoffs"]:
+            weights = {"w1": t["w1"], "w2": t["w2"]}
+            flops = found["dense"]["flops"], entry["flops"]
+            parameters = found["dense"]["parameters"], entry["parameters"]
+            assert t["tca"] == metrics.tca(accuracy, entry["accuracy"], *flops, **weights)
+            assert t["tsa"] == metrics.tsa(accuracy, entry["accuracy"], *parameters, **weights)
+            assert f"{t['tca']:.2f}" in printed.out
+    assert all(entry["tradeoffs"] == [] for entry in found["candidates"][2:])
+    assert "TSA (4, 1)" in printed.out and f"{accuracy:.2%}" in printed.out
+
     # Those trained are those with the best scores, by accuracy; the others follow.
     trained, others = found["candidates"][:2], found["candidates"][2:]
     assert all(0 <= e["accuracy"] <= 1 and len(e["history"]) == 1 for e in trained)
@@ -112,6 +128,26 @@ def test_winner_is_within_the_budget_and_can_be_built_and_trained(command, tmp_p
     again = ["--epochs", "1", "--threads", "1", "--quiet", "--out", str(tmp_path / "run")]
     assert train_main([*words[3:], *again]) == 0
     assert f"{trained[0]['parameters']:,}" in capsys.readouterr().out
+
+
+def test_without_the_dense_network_there_is_no_tradeoff(command, capsys):
+    _, folder = command("--trials", "4", "--no-dense")
+    found = results(folder)
+    assert found["dense"]["accuracy"] is found["dense"]["history"] is None
+    assert all(entry["tradeoffs"] == [] for entry in found["candidates"])
+    assert "TCA" not in capsys.readouterr().out
+    assert main(["--resume", str(folder), "--dense", "--quiet"]) == 0  # a search goes on with it
+    assert results(folder)["candidates"][0]["tradeoffs"] and "TCA" in capsys.readouterr().out
+
+
+def test_search_of_a_version_that_did_not_train_the_dense_network(command):
+    _, folder = command("--trials", "4")
+    whole = results(folder)
+    old = whole | {"dense": {k: whole["dense"][k] for k in ("parameters", "flops")}}
+    old["settings"] = {k: v for k, v in whole["settings"].items() if k != "dense"}
+    (folder / "search.json").write_text(json.dumps(old))
+    assert main(["--resume", str(folder), "--quiet"]) == 0
+    assert without_times(results(folder)) == without_times(whole)
 
 
 def test_function_returns_what_the_file_holds(images, tmp_path):
@@ -185,7 +221,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
     options = ["--resume", str(part), "--quiet"]
     assert (main(options) if how == "resume" else command()[0]) == 0
     assert without_times(results(part)) == without_times(results(whole))
-    assert len(done) == (16 if owner is Study else 2) - call  # what was done is not done again
+    assert len(done) == (16 if owner is Study else 3) - call  # what was done is not done again
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from tiny_runs import CALM, state
 
 import bunit_kernels.models
+from bunit_kernels import metrics
 from bunit_kernels.train import main
 from bunit_kernels.train import progress as progress_module
 from bunit_kernels.train.cli import parse
@@ -33,8 +34,9 @@ def test_default_command_learns_digits(tmp_path):
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for text in ("accuracy", "parameters", "FLOPs", "saved", "TCA", "TSA", "ms a training step",
-                 "ms an inference batch", "backend: ", "bunit_cnn", "cnn"):  # fmt: skip
+    for text in ("accuracy", "parameters", "FLOPs", "saved", "TCA (w1 1, w2 4)", "TSA",
+                 "theoretical speedup", "ms a training step", "ms an inference batch",
+                 "backend: ", "bunit_cnn", "cnn"):  # fmt: skip
         assert text in done.stdout
     (folder,) = (tmp_path / "runs").iterdir()
     report = json.loads((folder / "metrics.json").read_text())
@@ -45,7 +47,15 @@ def test_default_command_learns_digits(tmp_path):
         assert network["training_step_seconds"] > 0 and network["inference_seconds"] > 0
         assert (folder / f"{name}_best.pt").is_file() and (folder / f"{name}_last.pt").is_file()
     assert report["settings"]["epochs"] == 4 and report["versions"]["torch"] == torch.__version__
-    assert 0 < report["comparison"]["tca"] < 1 and 0 < report["comparison"]["flops_saving"] < 1
+    comparison = report["comparison"]
+    assert 0 < comparison["flops_saving"] < 1
+    assert comparison["speedup"] == comparison["dense_flops"] / comparison["flops"]
+    accuracies = [report["networks"][name]["accuracy"] for name in ("cnn", "bunit_cnn")]
+    assert [(s["w1"], s["w2"]) for s in comparison["scores"]] == [(1, 1), (1, 4), (4, 1)]
+    for score in comparison["scores"]:
+        weights = {"w1": score["w1"], "w2": score["w2"]}
+        flops = comparison["dense_flops"], comparison["flops"]
+        assert score["tca"] == metrics.tca(*accuracies, *flops, **weights)
     assert done.stderr.count("epoch") == 8  # lines instead of a bar: this is no terminal
 
 
@@ -141,7 +151,6 @@ def test_training_starts_from_a_checkpoint(tiny):
         (["--momentum", "1"], "--momentum must be at least 0 and below 1"),
         (["--weight-decay", "inf"], "--weight-decay must be at least 0"),
         (["--seed", "-1"], "--seed must be at least 0"),
-        (["--beta", "0"], "--beta must be above 0"),
         (["--nesterov", "--momentum", "0"], "--nesterov needs a --momentum"),
         (["--amp", "int8"], "unknown --amp 'int8', expected one of bfloat16, float16"),
         (["--eval-only"], "--eval-only needs a --checkpoint"),

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .conventions import MULTIPLY_ADDS, flops_title
 from .counts import count_flops, count_parameters, evaluating, random_batch, saving
 from .text import render_table
 from .timing import forward, interleaved_medians, sgd_step
-from .tradeoffs import tca, tsa
+from .tradeoffs import WEIGHTS, speedup, tca, tsa
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,20 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Score:
+    """TCA and TSA for one pair of weights: ``w1`` of the saving, ``w2`` of the accuracy."""
+
+    w1: float
+    w2: float
+    tca: float
+    tsa: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A compact network beside a dense one. What was not measured is ``None``.
 
-    ``accuracy`` and ``dense_accuracy`` are in [0, 1], ``flops`` are for one item,
+    ``accuracy`` and ``dense_accuracy`` are in [0, 1], ``flops`` are for one item by ``convention``,
     ``training_step`` and ``inference`` are times of one batch of ``batch_size`` items.
     """
 
@@ -40,10 +51,10 @@ class Comparison:
     dense_flops: int
     accuracy: float | None = None
     dense_accuracy: float | None = None
-    beta: float = 1.0
     batch_size: int | None = None
     training_step: Times | None = None
     inference: Times | None = None
+    convention: str = MULTIPLY_ADDS
 
     @property
     def parameters_saving(self) -> float:
@@ -61,18 +72,31 @@ class Comparison:
         return self.accuracy - self.dense_accuracy
 
     @property
-    def tca(self) -> float | None:
-        """See the function ``tca``; ``None`` without accuracies or where the dense one is 0."""
-        if self.accuracy is None or not self.dense_accuracy:
-            return None
-        return tca(self.accuracy, self.dense_accuracy, self.flops_saving, self.beta)
+    def speedup(self) -> float | None:
+        """The theoretical one, by FLOPs; ``None`` where a network has none."""
+        return speedup(self.dense_flops, self.flops) if self.flops and self.dense_flops else None
 
     @property
-    def tsa(self) -> float | None:
-        """See the function ``tsa``; ``None`` without accuracies or where the dense one is 0."""
+    def scores(self) -> tuple[Score, ...]:
+        """TCA and TSA for each pair of ``WEIGHTS``, which are those the paper prints; none without
+        accuracies, or where there is no score: the dense network's accuracy is 0, or so near 0
+        that a float does not hold the score."""
         if self.accuracy is None or not self.dense_accuracy:
-            return None
-        return tsa(self.accuracy, self.dense_accuracy, self.parameters_saving, self.beta)
+            return ()
+        accuracies = self.dense_accuracy, self.accuracy
+        flops, parameters = (self.dense_flops, self.flops), (self.dense_parameters, self.parameters)
+        try:
+            return tuple(
+                Score(
+                    w1,
+                    w2,
+                    tca(*accuracies, *flops, w1=w1, w2=w2),
+                    tsa(*accuracies, *parameters, w1=w1, w2=w2),
+                )
+                for w1, w2 in WEIGHTS
+            )
+        except ValueError:
+            return ()
 
     @property
     def time_conversion(self) -> float | None:
@@ -95,12 +119,20 @@ class Comparison:
             )
         for label, compact, dense, saved in (
             ("parameters", self.parameters, self.dense_parameters, self.parameters_saving),
-            ("FLOPs an item", self.flops, self.dense_flops, self.flops_saving),
+            (
+                f"{flops_title(self.convention)} an item",
+                self.flops,
+                self.dense_flops,
+                self.flops_saving,
+            ),
         ):
             rows.append((label, f"{compact:,}", f"{dense:,}", f"{saved:.2%}"))
-        for label, value in (("TCA", self.tca), ("TSA", self.tsa)):
-            if value is not None:
-                rows.append((f"{label} (beta {self.beta:g})", f"{value:.4f}", "", ""))
+        if self.speedup is not None:
+            rows.append(("theoretical speedup", f"{self.speedup:.2f}x", "", ""))
+        for name in ("tca", "tsa"):
+            for score in self.scores:
+                label = f"{name.upper()} (w1 {score.w1:g}, w2 {score.w2:g})"
+                rows.append((label, f"{getattr(score, name):.3f}", "", ""))
         for label, times in (
             ("ms a training step", self.training_step),
             ("ms an inference batch", self.inference),
@@ -121,9 +153,9 @@ def compare(
     dense_model: nn.Module,
     input_size: Sequence[int],
     *,
+    convention: str = MULTIPLY_ADDS,
     accuracy: float | None = None,
     dense_accuracy: float | None = None,
-    beta: float = 1.0,
     time: bool = False,
     batch_size: int = 128,
     rounds: int = 20,
@@ -132,13 +164,13 @@ def compare(
 
     Args:
         input_size: shape of one item, without the batch dimension.
+        convention: how FLOPs are counted, see ``count_flops``.
         accuracy, dense_accuracy: in [0, 1], both or none; TCA and TSA need them.
-        beta: weight of the saving in TCA and TSA.
         time: measures a training step and an inference batch of ``batch_size`` random items,
             interleaved, median of ``rounds``. The models must return ``[N, classes]``.
 
     Raises:
-        ValueError: only one accuracy, or see ``count_flops`` and ``tca``.
+        ValueError: only one accuracy, one outside [0, 1], or see ``count_flops`` and ``tca``.
     """
     if (accuracy is None) != (dense_accuracy is None):
         raise ValueError("accuracy and dense_accuracy come together, got only one of them")
@@ -147,9 +179,12 @@ def compare(
             raise ValueError(f"{name} must be at least 1, got {value}")
     training_step = inference = None
     models = {"compact": bunit_model, "dense": dense_model}
-    flops = {name: count_flops(model, input_size) for name, model in models.items()}
+    flops = {
+        name: count_flops(model, input_size, convention=convention)
+        for name, model in models.items()
+    }
     if accuracy is not None:  # says what is wrong with them before time is spent on measuring
-        tca(accuracy, dense_accuracy, 0.0, beta)
+        _check_accuracies(accuracy, dense_accuracy)
     if time:
         batches = {n: random_batch(m, input_size, batch_size) for n, m in models.items()}
         steps = {n: sgd_step(m, batches[n]) for n, m in models.items()}
@@ -164,8 +199,16 @@ def compare(
         dense_flops=flops["dense"],
         accuracy=accuracy,
         dense_accuracy=dense_accuracy,
-        beta=beta,
         batch_size=batch_size if time else None,
         training_step=training_step,
         inference=inference,
+        convention=convention,
     )
+
+
+def _check_accuracies(accuracy: float, dense_accuracy: float) -> None:
+    for name, value in (("accuracy", accuracy), ("dense_accuracy", dense_accuracy)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be a share, in [0, 1], got {value}")
+    if dense_accuracy == 0:
+        raise ValueError("dense_accuracy must be above 0: nothing can be retained of it")

@@ -47,7 +47,7 @@ ROWS = (
     Row("bunit_resnet20", _CIFAR, 10),
     Row("bunit_resnet32", _CIFAR, 10),
     Row("bunit_resnet56", _CIFAR, 10),
-    Row("bunit_resnet110", _CIFAR, 10, (0.5502, 0.4935)),
+    Row("bunit_resnet110", _CIFAR, 10),
     Row("bunit_resnet18", _CIFAR, 10),
     Row("bunit_mobilenet_v2", _CIFAR, 10),
     Row("bunit_vgg16_bn", _IMAGENET, 1000),

@@ -8,11 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
-from ..metrics import Comparison, LayerTable
-from .published import PUBLISHED, Result, Source
+from ..metrics import WEIGHTS, Comparison, LayerTable
+from .published import (
+    LIGHT_NETWORKS,
+    PUBLISHED,
+    SMALL_NETWORKS,
+    TIMES,
+    InferenceTime,
+    LightNetwork,
+    SmallNetwork,
+)
+from .result import Result, Source
 from .runs import TrainedRun
 
 _TEMPLATE = "page.html"
+_SCORE_TITLES = [f"{name} ({w1:g}, {w2:g})" for w1, w2 in WEIGHTS for name in ("TCA", "TSA")]
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,13 @@ def render_page(sections: Sequence[RunSection], tradeoffs: Sequence[Picture]) ->
         sections=sections,
         tradeoffs=tradeoffs,
         networks=[row for run in runs for row in _network_rows(run)],
+        scores=[_score_row(run) for run in runs if run.comparison and run.comparison.scores],
+        score_titles=_SCORE_TITLES,
         machines=[_machine_row(run) for run in runs],
         published=[_published_row(result, sources) for result in PUBLISHED],
+        small_networks=[_small_network_row(network) for network in SMALL_NETWORKS],
+        light_networks=[_light_network_row(network) for network in LIGHT_NETWORKS],
+        times=[_time_row(time) for time in TIMES],
         sources=sources,
         layer_rows=_layer_rows,
     )
@@ -103,15 +118,26 @@ def _network_rows(run: TrainedRun) -> list[list[str]]:
 def _savings(comparison: Comparison | None) -> list[str]:
     """The compact network's against the dense one."""
     if comparison is None:
-        return [""] * 7
+        return [""] * 5
     step, inference = comparison.training_step, comparison.inference
     return [
         _percent(comparison.parameters_saving),
         _percent(comparison.flops_saving),
         _percent(None if step is None else step.saving),
         _percent(None if inference is None else inference.saving),
-        *("" if v is None else f"{v:.3f}" for v in (comparison.tca, comparison.tsa)),
         "" if comparison.time_conversion is None else f"{comparison.time_conversion:.3f}",
+    ]
+
+
+def _score_row(run: TrainedRun) -> list[str]:
+    comparison = run.comparison
+    return [
+        run.title,
+        next(iter(run.networks)),
+        f"{100 * comparison.dense_accuracy:.2f}",
+        f"{100 * comparison.accuracy:.2f}",
+        "" if comparison.speedup is None else f"{comparison.speedup:.2f}",
+        *(f"{v:.2f}" for score in comparison.scores for v in (score.tca, score.tsa)),
     ]
 
 
@@ -148,15 +174,45 @@ def _layer_figures(of) -> list[str]:
 
 
 def _published_row(result: Result, sources: list[Source]) -> list[str]:
+    scores = [_printed(value) for score in result.scores for value in (score.tca, score.tsa)]
     return [
         result.data,
         result.network,
         result.method,
-        str(result.year),
-        *("" if v is None else f"{v:.2f}" for v in (result.accuracy, result.baseline)),
+        "" if result.year is None else str(result.year),
+        *map(_printed, (result.accuracy, result.baseline)),
         *("" if v is None else f"{v:g}" for v in (result.flops_saved, result.parameters_saved)),
-        f"[{sources.index(result.source) + 1}]",
+        _printed(result.speedup),
+        *(scores or [""] * len(_SCORE_TITLES)),
+        f"[{sources.index(result.source) + 1}]" + (f", {result.table}" if result.table else ""),
     ]
+
+
+def _small_network_row(network: SmallNetwork) -> list[str]:
+    return [
+        network.table,
+        network.name,
+        network.describe_units(),
+        _printed(network.accuracy),
+        _printed(network.accuracy_std),
+        network.mflops,
+        network.thousand_parameters,
+    ]
+
+
+def _light_network_row(network: LightNetwork) -> list[str]:
+    figures = network.accuracy, network.flops, network.parameters
+    return [network.data, network.network, network.method, *map(_printed, figures)]
+
+
+def _time_row(time: InferenceTime) -> list[str]:
+    return [
+        time.network, time.device, f"{time.dense_ms:g}", f"{time.ms:g}", _printed(time.speedup)
+    ]  # fmt: skip
+
+
+def _printed(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _percent(share: float | None) -> str:

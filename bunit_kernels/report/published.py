@@ -1,132 +1,144 @@
-"""Published results of BUnit-Net and of pruning methods, each with where it was read.
+"""What the BUnit-Net paper prints, and published results of other methods.
 
-Figures are as printed there, in percent; ``None`` is what the source does not say. **They come from
-other recipes and other copies of the data than ours**, some are the best of several epochs and some
-start from better networks: compare each with its own baseline, not with our accuracies.
+Figures are as printed, in percent; those of the paper are read from the ``paper_*.csv`` files
+beside this one, a file a kind of table, misprints included: its text and tables III to VI in
+``PAPER``, tables I and II in ``SMALL_NETWORKS``, table VII in ``TIMES``, its two light networks in
+``LIGHT_NETWORKS``. Results of other methods in ``PAPER`` are as the paper quotes them; ``PRUNING``
+has them as their authors give them.
+
+**They come from other recipes and other copies of the data than those of this project's runs**,
+some are the best of several epochs and some start from better networks: compare each with its own
+baseline.
 """
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
 
-MNIST, CIFAR10, IMAGENET = "MNIST", "CIFAR-10", "ImageNet"
-VGG16, RESNET56, RESNET110, RESNET50 = "VGG-16", "ResNet-56", "ResNet-110", "ResNet-50"
+from ..metrics import WEIGHTS
+from .pruning import PRUNING
+from .result import PrintedScore, Result, Source
+
+_FOLDER = Path(__file__).parent
+_KINDS = "ABCDEF"  # of units, in the order of ``units.PAPER_POOL``
+
+BUNIT = Source(
+    "Lan, Cheung, Jiang, Hu, Li, Compact Neural Network via Stacking Hybrid Units, IEEE TPAMI "
+    "46(1), 2024, pp. 103-116; other methods as it quotes them",
+    "https://doi.org/10.1109/TPAMI.2023.3323496",
+)
 
 
 @dataclass(frozen=True)
-class Source:
-    text: str
-    address: str
+class SmallNetwork:
+    """A network of table I (MNIST) or II (CIFAR-10).
+
+    ``stacked`` are the numbers of units of kinds A to F in the two stacked layers, of table II
+    alone; ``accuracy_std`` is the deviation over five runs, of table I alone.
+    """
+
+    table: str
+    name: str
+    stacked: tuple[tuple[int, ...], ...]
+    accuracy: float
+    accuracy_std: float | None
+    mflops: str
+    thousand_parameters: str
+
+    def describe_units(self) -> str:
+        """``3 A, 3 B; 4 A, 7 B``: the units of each stacked layer."""
+        return "; ".join(
+            ", ".join(f"{n} {kind}" for kind, n in zip(_KINDS, counts, strict=True) if n)
+            for counts in self.stacked
+        )
 
 
 @dataclass(frozen=True)
-class Result:
-    """A compact network as published: top-1 accuracy, that of the dense network it came from, and
-    the shares saved, all in percent."""
+class LightNetwork:
+    """A network of light operations or its BUnit form, with the printed figures: those of
+    ShuffleNetV2 stand under "FLOPs (M)" and "Param (M)", with columns or units swapped; those of
+    EfficientNet-B0 are thousands of millions of FLOPs, by their size, and millions of parameters.
+    """
 
-    method: str
-    year: int
     data: str
     network: str
+    method: str
     accuracy: float
-    baseline: float | None
-    flops_saved: float | None
-    parameters_saved: float | None
-    source: Source
+    flops: float
+    parameters: float
 
 
-def _readme(text: str, repository: str, commit: str) -> Source:
-    return Source(
-        f"{text}; README of the authors' {repository} at {commit[:7]}",
-        f"https://github.com/{repository}/blob/{commit}/README.md",
+@dataclass(frozen=True)
+class InferenceTime:
+    """Of table VII: milliseconds an image of 32x32 pixels of both networks, and their quotient."""
+
+    network: str
+    device: str
+    dense_ms: float
+    ms: float
+    speedup: float
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    with open(_FOLDER / f"paper_{name}.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _result(row: dict[str, str]) -> Result:
+    names = [(w1, w2, f"{w1:g}_{w2:g}") for w1, w2 in WEIGHTS]
+    scores = tuple(
+        PrintedScore(w1, w2, _number(row[f"tca_{name}"]), _number(row[f"tsa_{name}"]))
+        for w1, w2, name in names
+    )
+    return Result(
+        method=row["method"],
+        year=2024 if row["method"].startswith("BUnit-Net") else None,
+        data=row["data"],
+        network=row["network"],
+        accuracy=float(row["accuracy"]),
+        baseline=float(row["accuracy_base"]),
+        flops_saved=float(row["flops_saved"]),
+        parameters_saved=_number(row["params_saved"]),
+        source=BUNIT,
+        table=row["table"],
+        baseline_flops=row["flops_base"],
+        baseline_parameters=row["params_base"],
+        accuracy_drop=_number(row["accuracy_drop"]),
+        speedup=_number(row["speedup"]),
+        scores=scores,
+        baseline_top5=_number(row["top5_base"]),
+        top5=_number(row["top5"]),
     )
 
 
-_BUNIT = Source(
-    "Lan et al., Compact Neural Network via Stacking Hybrid Units, IEEE TPAMI 46(1), 2024; figures "
-    "as later surveys report them",
-    "https://doi.org/10.1109/TPAMI.2023.3323496",
-)
-_L1 = Source(
-    "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, table 1 (100 - error)",
-    "https://arxiv.org/abs/1608.08710",
-)
-_HRANK = _readme(
-    "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, with the baselines "
-    "that the README of lmbxmu/HRankPlus gives for the same networks",
-    "lmbxmu/HRank",
-    "c03ac851ec93413a6937a477490217e3ba4f8156",
-)
-_HRANK_PLUS = _readme(
-    "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, extended version",
-    "lmbxmu/HRankPlus",
-    "bcdb51dd7f039d8fa295eeafa7bc78bc7dab3d75",
-)
-_ABC = _readme(
-    "Lin et al., Channel Pruning via Automatic Structure Search, IJCAI 2020",
-    "lmbxmu/ABCPruner",
-    "32335933f5bfb073b3b4132f2a628210ddefc7db",
-)
-_SKETCH = _readme(
-    "Lin et al., Filter Sketch for Network Pruning, arXiv:2001.08514, 2020",
-    "lmbxmu/FilterSketch",
-    "daeca0941e151a96b3733a9a4ab1fdedccfa851c",
-)
-_CHIP = _readme(
-    "Sui et al., CHIP: CHannel Independence-based Pruning for Compact Neural Networks, NeurIPS "
-    "2021, partly trained longer than in the paper",
-    "Eclipsess/CHIP_NeurIPS2021",
-    "418041b7805b88efb5c7cdd08b0b8050dc965335",
-)
-_WHITE_BOX = _readme(
-    "Zhang et al., Carrying out CNN Channel Pruning in a White Box, IEEE TNNLS 2022",
-    "zyxxmu/White-Box",
-    "6bd750f4f1081da4e89c0bcabeff60604341e060",
-)
+def _small_network(row: dict[str, str]) -> SmallNetwork:
+    counts = [row[name].split() for name in ("stacked1", "stacked2")]
+    return SmallNetwork(
+        table=row["table"],
+        name=row["network"],
+        stacked=tuple(tuple(map(int, c)) for c in counts if c),
+        accuracy=float(row["accuracy"]),
+        accuracy_std=_number(row["accuracy_std"]),
+        mflops=row["mflops"],
+        thousand_parameters=row["kparams"],
+    )
 
-# fmt: off
-PUBLISHED = (
-    Result("BUnit-Net", 2024, MNIST, "MLP", 91.95, None, 97.0, 96.0, _BUNIT),
 
-    Result("BUnit-Net", 2024, CIFAR10, VGG16, 93.25, None, 79.87, 72.90, _BUNIT),
-    Result("L1 filters", 2017, CIFAR10, VGG16, 93.40, 93.25, 34.2, 64.0, _L1),
-    Result("HRank", 2020, CIFAR10, VGG16, 92.34, 93.96, 65.3, 82.1, _HRANK),
-    Result("HRank, extended", 2020, CIFAR10, VGG16, 93.73, 93.96, 58.1, 81.6, _HRANK_PLUS),
-    Result("HRank, extended", 2020, CIFAR10, VGG16, 93.10, 93.96, 78.6, 87.3, _HRANK_PLUS),
-    Result("ABCPruner", 2020, CIFAR10, VGG16, 93.08, None, 73.68, 88.68, _ABC),
-    Result("CHIP", 2021, CIFAR10, VGG16, 93.86, 93.96, 58.1, 81.6, _CHIP),
-    Result("CHIP", 2021, CIFAR10, VGG16, 93.18, 93.96, 78.6, 87.3, _CHIP),
-    Result("White-Box", 2022, CIFAR10, VGG16, 93.47, None, 76.4, None, _WHITE_BOX),
+def _floats(row: dict[str, str], *names: str) -> dict:
+    return row | {name: float(row[name]) for name in names}
 
-    Result("L1 filters", 2017, CIFAR10, RESNET56, 93.06, 93.04, 27.6, 13.7, _L1),
-    Result("HRank", 2020, CIFAR10, RESNET56, 93.17, 93.26, 50.0, 42.4, _HRANK),
-    Result("HRank, extended", 2020, CIFAR10, RESNET56, 93.57, 93.26, 47.4, 42.8, _HRANK_PLUS),
-    Result("ABCPruner", 2020, CIFAR10, RESNET56, 93.23, None, 54.13, 54.20, _ABC),
-    Result("FilterSketch", 2020, CIFAR10, RESNET56, 93.19, None, 41.5, 41.2, _SKETCH),
-    Result("CHIP", 2021, CIFAR10, RESNET56, 94.16, 93.26, 47.4, 42.8, _CHIP),
-    Result("White-Box", 2022, CIFAR10, RESNET56, 93.54, None, 55.6, None, _WHITE_BOX),
 
-    # The surveys do not say of which depth this ResNet is; its savings are those of our ResNet-110.
-    Result("BUnit-Net", 2024, CIFAR10, "ResNet", 94.52, None, 55.02, 49.35, _BUNIT),
-    Result("L1 filters", 2017, CIFAR10, RESNET110, 93.30, 93.53, 38.6, 32.4, _L1),
-    Result("HRank", 2020, CIFAR10, RESNET110, 94.23, 93.50, 37.9, 38.7, _HRANK),
-    Result("HRank, extended", 2020, CIFAR10, RESNET110, 94.20, 93.50, 44.4, 39.1, _HRANK_PLUS),
-    Result("HRank, extended", 2020, CIFAR10, RESNET110, 93.81, 93.50, 59.6, 58.1, _HRANK_PLUS),
-    Result("ABCPruner", 2020, CIFAR10, RESNET110, 93.58, None, 65.04, 67.41, _ABC),
-    Result("FilterSketch", 2020, CIFAR10, RESNET110, 93.44, None, 63.3, 59.9, _SKETCH),
-    Result("CHIP", 2021, CIFAR10, RESNET110, 94.44, 93.50, 52.1, 48.3, _CHIP),
-    Result("White-Box", 2022, CIFAR10, RESNET110, 94.12, None, 66.0, None, _WHITE_BOX),
-
-    Result("BUnit-Net", 2024, IMAGENET, RESNET50, 75.33, None, 43.80, 43.67, _BUNIT),
-    Result("HRank, extended", 2020, IMAGENET, RESNET50, 75.56, 76.15, 44.8, 40.8, _HRANK_PLUS),
-    Result("HRank, extended", 2020, IMAGENET, RESNET50, 74.19, 76.15, 62.8, 56.7, _HRANK_PLUS),
-    Result("ABCPruner", 2020, IMAGENET, RESNET50, 73.516, None, 56.61, 56.01, _ABC),
-    Result("ABCPruner", 2020, IMAGENET, RESNET50, 74.843, None, 38.21, 29.5, _ABC),
-    Result("FilterSketch", 2020, IMAGENET, RESNET50, 74.68, None, 45.5, 43.0, _SKETCH),
-    Result("FilterSketch", 2020, IMAGENET, RESNET50, 73.04, None, 63.1, 59.2, _SKETCH),
-    Result("CHIP", 2021, IMAGENET, RESNET50, 76.41, 76.15, 44.8, 40.8, _CHIP),
-    Result("CHIP", 2021, IMAGENET, RESNET50, 75.26, 76.15, 62.8, 56.7, _CHIP),
-    Result("White-Box", 2022, IMAGENET, RESNET50, 75.32, None, 45.6, None, _WHITE_BOX),
-    Result("White-Box", 2022, IMAGENET, RESNET50, 74.21, None, 63.5, None, _WHITE_BOX),
+PAPER = tuple(map(_result, _rows("results")))
+SMALL_NETWORKS = tuple(map(_small_network, _rows("small_networks")))
+LIGHT_NETWORKS = tuple(
+    LightNetwork(**_floats(row, "accuracy", "flops", "parameters"))
+    for row in _rows("light_networks")
 )
-# fmt: on
+TIMES = tuple(InferenceTime(**_floats(row, "dense_ms", "ms", "speedup")) for row in _rows("times"))
+PUBLISHED = PAPER + PRUNING

@@ -16,7 +16,7 @@ from ..train.report import comparison
 from ..train.run import METRICS
 
 # What the page needs of a metrics file, and the kind of each value.
-_SETTINGS = {"model": str, "epochs": int, "batch_size": int, "beta": Real}
+_SETTINGS = {"model": str, "epochs": int, "batch_size": int}
 _VERSIONS = {"bunit_kernels": str, "torch": str, "device": str, "platform": str}
 _DATA = {"name": str, "shape": list, "classes": list, "training_images": int, "test_images": int}
 _RUN = {"settings": dict, "versions": dict, "backend": str, "data": dict, "networks": dict}
@@ -118,8 +118,6 @@ def _faults(report: object) -> list[str]:
         faults += _wrong(report[key], kinds, key)
     if faults:
         return faults
-    if report["settings"]["beta"] <= 0:
-        faults.append("settings.beta")
     for key, kind in (("shape", int), ("classes", str)):
         if not all(_is(value, kind) for value in report["data"][key]):
             faults.append(f"data.{key}")

@@ -1,4 +1,4 @@
-"""Accuracy against FLOPs or parameters: ours, and what is published."""
+"""Accuracy against FLOPs or parameters: networks of the runs, and what is published."""
 
 from __future__ import annotations
 
@@ -6,31 +6,46 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .figures import COLOURS, make_figure, tidy
-from .published import CIFAR10, IMAGENET, PUBLISHED, RESNET50, RESNET56, RESNET110, VGG16, Result
+from .published import PUBLISHED
+from .result import (
+    CIFAR10,
+    IMAGENET,
+    MOBILENET_V2,
+    RESNET34,
+    RESNET50,
+    RESNET56,
+    RESNET110,
+    VGG16,
+    Result,
+)
 from .runs import TrainedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The published networks that a panel shows: its title, their names, those of our models for them.
+# The published networks that have a panel: data, network, the models whose runs stand beside them.
+# The paper's "ResNet-20" has 8.52 M parameters: runs of the ResNet-20 of 0.27 M are not beside it.
 _PANELS = (
-    (CIFAR10, VGG16, (VGG16,), ("bunit_vgg16_bn", "vgg16_bn")),
-    (CIFAR10, RESNET56, (RESNET56,), ("bunit_resnet56", "resnet56")),
-    # BUnit-Net's ResNet, whose depth is not known to us, saves what our ResNet-110 does.
-    (CIFAR10, RESNET110, (RESNET110, "ResNet"), ("bunit_resnet110", "resnet110")),
-    (IMAGENET, RESNET50, (RESNET50,), ("bunit_resnet50", "resnet50")),
+    (CIFAR10, VGG16, ("bunit_vgg16", "bunit_vgg16_bn")),
+    (CIFAR10, "ResNet-20", ()),
+    (CIFAR10, MOBILENET_V2, ("bunit_mobilenet_v2",)),
+    (CIFAR10, RESNET56, ("bunit_resnet56",)),
+    (CIFAR10, RESNET110, ("bunit_resnet110",)),
+    (IMAGENET, RESNET34, ()),
+    (IMAGENET, RESNET50, ()),
 )
 _CIFAR10_CLASSES = {
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 }  # fmt: skip
-_MARKERS, _OUR_MARKERS = "osv^DPX", "hp8H<>d"
+_MARKERS, _RUN_MARKERS = "osv^DPX", "hp8H<>d"
+_METHODS = list(dict.fromkeys(r.method for r in PUBLISHED if not r.is_bunit))
 _TITLES = {"flops": "FLOPs", "parameters": "parameters"}
 _COLUMNS = 2
 
 
 def plot_tradeoff(runs: Sequence[TrainedRun], what: str) -> Figure:
-    """A panel for each of our data sets, a panel for each network with published results.
+    """A panel for each of the runs' data sets, a panel for each network with published results.
 
     The former have the networks' own ``what``; the latter have the share of the dense network's,
     since programs count FLOPs in more ways than one.
@@ -42,15 +57,15 @@ def plot_tradeoff(runs: Sequence[TrainedRun], what: str) -> Figure:
     data = list(dict.fromkeys(run.data_key for run in shown))
     count = len(data) + len(_PANELS)
     rows = -(-count // _COLUMNS)
-    figure = make_figure(9, 3.1 * rows + 0.8)
+    figure = make_figure(9, 3.1 * rows + 2)
     panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
     for axes in panels[count:]:
         axes.remove()
-    styles = _our_styles(shown)
+    styles = _run_styles(shown)
     for axes, key in zip(panels, data, strict=False):
         same = [run for run in shown if run.data_key == key]
-        _draw_ours(axes, same, what, styles)
-        tidy(axes, f"ours on {same[0].data_name}, {key[1]:,} training images: accuracy, %")
+        _draw_runs(axes, same, what, styles)
+        tidy(axes, f"runs on {same[0].data_name}, {key[1]:,} training images: accuracy, %")
     for axes, panel in zip(panels[len(data) :], _PANELS, strict=False):
         _draw_published(axes, panel, what, shown, styles)
     _add_legend(figure, panels[:count])
@@ -67,20 +82,20 @@ def is_cifar10(run: TrainedRun) -> bool:
     )
 
 
-def _our_styles(runs: Sequence[TrainedRun]) -> dict[str, dict]:
+def _run_styles(runs: Sequence[TrainedRun]) -> dict[str, dict]:
     """One colour and marker a run; the same pair comes again after 49 runs."""
-    colours, markers = len(COLOURS), len(_OUR_MARKERS)
+    colours, markers = len(COLOURS), len(_RUN_MARKERS)
     return {
         run.title: {
             "color": COLOURS[i % colours],
-            "marker": _OUR_MARKERS[(i + i // colours) % markers],
+            "marker": _RUN_MARKERS[(i + i // colours) % markers],
             "markersize": 8,
         }
         for i, run in enumerate(runs)
     }
 
 
-def _draw_ours(axes: Axes, runs: Sequence[TrainedRun], what: str, styles: dict) -> None:
+def _draw_runs(axes: Axes, runs: Sequence[TrainedRun], what: str, styles: dict) -> None:
     """Each run's networks, the compact one filled and the dense one hollow, joined by a line."""
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -110,10 +125,10 @@ def _draw_ours(axes: Axes, runs: Sequence[TrainedRun], what: str, styles: dict) 
 
 
 def _draw_published(axes: Axes, panel: tuple, what: str, runs: Sequence, styles: dict) -> None:
-    data, title, networks, models = panel
+    data, network, models = panel
     for result in PUBLISHED:
         saved = getattr(result, f"{what}_saved")
-        if result.data == data and result.network in networks and saved is not None:
+        if result.data == data and result.network == network and saved is not None:
             axes.plot(100 - saved, result.accuracy, label=result.method, **_style(result))
     for run in runs:
         comparison = run.comparison
@@ -127,19 +142,22 @@ def _draw_published(axes: Axes, panel: tuple, what: str, runs: Sequence, styles:
                 **styles[run.title],
             )  # fmt: skip
     axes.margins(0.12)
-    tidy(axes, f"published, {title} on {data}: accuracy, %")
+    tidy(axes, f"published, {network} on {data}: accuracy, %")
     axes.set_xlabel(f"% of the dense network's {_TITLES[what]}", fontsize=9)
 
 
 def _style(result: Result) -> dict:
-    """Hollow markers, to be told from ours; the paper's a star."""
-    if result.method == "BUnit-Net":
-        return {"color": "black", "marker": "*", "markersize": 13, "linestyle": ""}
-    methods = list(dict.fromkeys(r.method for r in PUBLISHED if r.method != "BUnit-Net"))
-    i = methods.index(result.method)
+    """Hollow markers, to be told from the runs'; the paper's a star, of strategy "r" a hollow one.
+    One colour and marker a method."""
+    if result.is_bunit:
+        face = "black" if result.method == "BUnit-Net" else "none"
+        star = {"color": "black", "marker": "*", "markersize": 13, "linestyle": ""}
+        return star | {"markerfacecolor": face}
+    i = _METHODS.index(result.method)
+    colours = len(COLOURS)
     return {
-        "color": COLOURS[i % len(COLOURS)],
-        "marker": _MARKERS[i % len(_MARKERS)],
+        "color": COLOURS[i % colours],
+        "marker": _MARKERS[(i + i // colours) % len(_MARKERS)],
         "markerfacecolor": "none",
         "markeredgewidth": 1.6,
         "linestyle": "",

@@ -112,6 +112,12 @@ def _add_search(group) -> None:
     _option(group, "max_parameters", share.format("parameters"), type=float, metavar="SHARE")
     _option(group, "trials", "tables to draw", type=int, metavar="N")
     _option(group, "keep", "of them to train, those with the best score", type=int, metavar="N")
+    _option(
+        group,
+        "dense",
+        "train the dense counterpart too, as long as a table: TCA and TSA need its accuracy",
+        action=argparse.BooleanOptionalAction,
+    )
     _option(group, "score_images", "images the score is computed on", type=int, metavar="N")
 
 
@@ -153,8 +159,8 @@ def _add_files(group) -> None:
         type=Path,
         default=None,
         metavar="FOLDER",
-        help="go on with the search in that folder, with its settings; --trials and --keep may be "
-        "others",
+        help="go on with the search in that folder, with its settings; --trials, --keep and "
+        "--dense may be others",
     )
 
 

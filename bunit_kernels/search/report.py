@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
-from ..metrics import render_table, saving
+from ..metrics import WEIGHTS, Comparison, render_table
 from ..models import dense_counterpart
 from ..train.data import ImageData
 from ..train.errors import UserError
@@ -16,6 +17,7 @@ from .space import Cost, Space, UnitTable
 from .study import Record
 
 RESULTS = "search.json"
+UNTRAINED = {"accuracy": None, "failure": None, "history": None}
 
 
 def key_of(units: UnitTable) -> str:
@@ -73,14 +75,20 @@ def trained_before(results: dict, path: Path) -> dict[str, dict]:
     """
     try:
         return {
-            key_of(entry["units"]): {
-                name: entry[name] for name in ("accuracy", "failure", "history")
-            }
+            key_of(entry["units"]): {name: entry[name] for name in UNTRAINED}
             for entry in results["candidates"]
             if entry["history"] is not None
         }
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: a candidate lacks its figures ({error!r})") from error
+
+
+def dense_before(results: dict) -> dict:
+    """What training gave of the dense counterpart, which a search may not have trained yet."""
+    dense = results.get("dense")
+    if not isinstance(dense, dict) or any(name not in dense for name in UNTRAINED):
+        return UNTRAINED
+    return {name: dense[name] for name in UNTRAINED}
 
 
 def data_summary(data: ImageData) -> dict:
@@ -105,14 +113,22 @@ def counts(records: list[Record]) -> dict[str, int]:
     }
 
 
-def ranked(records: list[Record], trained: dict[str, dict], dense: Cost) -> list[dict]:
-    """Distinct candidates within the budget: trained ones by accuracy, then others by score."""
+def ranked(
+    records: list[Record],
+    trained: dict[str, dict],
+    dense: Cost,
+    dense_accuracy: float | None = None,
+) -> list[dict]:
+    """Distinct candidates within the budget: trained ones by accuracy, then others by score. TCA
+    and TSA are of trained ones, where the dense counterpart's accuracy is known."""
     entries = {}
     for record in records:
         if record.score is not None:
-            entries.setdefault(key_of(record.units), _entry(record, dense))
-    untrained = {"accuracy": None, "failure": None, "history": None}
-    merged = [entry | trained.get(key, untrained) for key, entry in entries.items()]
+            entries.setdefault(key_of(record.units), record)
+    merged = [
+        _entry(record, dense, trained.get(key, UNTRAINED), dense_accuracy)
+        for key, record in entries.items()
+    ]
 
     def rank(entry: dict) -> tuple[float, float]:
         accuracy = -1.0 if entry["accuracy"] is None else entry["accuracy"]
@@ -121,37 +137,58 @@ def ranked(records: list[Record], trained: dict[str, dict], dense: Cost) -> list
     return sorted(merged, key=rank, reverse=True)
 
 
-def _entry(record: Record, dense: Cost) -> dict:
+def _entry(record: Record, dense: Cost, trained: dict, dense_accuracy: float | None) -> dict:
+    beside = Comparison(
+        parameters=record.cost.parameters,
+        dense_parameters=dense.parameters,
+        flops=record.cost.flops,
+        dense_flops=dense.flops,
+        accuracy=trained["accuracy"],
+        dense_accuracy=dense_accuracy,
+    )
+    sizes = ("parameters", "flops", "parameters_saving", "flops_saving", "speedup")
     return {
         "units": record.units,
-        "parameters": record.cost.parameters,
-        "flops": record.cost.flops,
-        "parameters_saving": saving(record.cost.parameters, dense.parameters),
-        "flops_saving": saving(record.cost.flops, dense.flops),
+        **{name: getattr(beside, name) for name in sizes},
         "score": record.score,
+        "tradeoffs": [asdict(score) for score in beside.scores],
+        **trained,
     }
 
 
-def table(candidates: list[dict], space: Space) -> str:
-    """A line a candidate, and one for the dense counterpart."""
-    rows = [("units", "accuracy", "score", "parameters", "saved", "FLOPs an item", "saved")]
+def table(candidates: list[dict], dense: dict, space: Space) -> str:
+    """A line a candidate, and one for the dense counterpart; TCA and TSA where they are known."""
+    names = [(w1, w2, measure) for w1, w2 in WEIGHTS for measure in ("tca", "tsa")]
+    if not any(entry["tradeoffs"] for entry in candidates):
+        names = []
+    titles = ["units", "accuracy", "score", "parameters", "saved", "FLOPs an item", "saved"]
+    titles += ["speedup", *(f"{measure.upper()} ({w1:g}, {w2:g})" for w1, w2, measure in names)]
+    rows = [titles]
     for entry in candidates:
-        failed = "failed" if entry["failure"] is not None else ""
+        values = [value for t in entry["tradeoffs"] for value in (t["tca"], t["tsa"])]
         rows.append(
-            (
+            [
                 describe(entry["units"]),
-                failed if entry["accuracy"] is None else f"{entry['accuracy']:.2%}",
+                _accuracy(entry),
                 f"{entry['score']:.2f}",
                 f"{entry['parameters']:,}",
                 f"{entry['parameters_saving']:.2%}",
                 f"{entry['flops']:,}",
                 f"{entry['flops_saving']:.2%}",
-            )
+                f"{entry['speedup']:.2f}x",
+                *([f"{value:.2f}" for value in values] or [""] * len(names)),
+            ]
         )
-    dense = space.dense
-    name = dense_counterpart(space.model)
-    rows.append((name, "", "", f"{dense.parameters:,}", "", f"{dense.flops:,}", ""))
+    sizes = [f"{dense['parameters']:,}", "", f"{dense['flops']:,}", ""]
+    rest = [""] * (1 + len(names))
+    rows.append([dense_counterpart(space.model), _accuracy(dense), "", *sizes, *rest])
     return render_table(rows)
+
+
+def _accuracy(entry: dict) -> str:
+    if entry["accuracy"] is None:
+        return "failed" if entry["failure"] is not None else ""
+    return f"{entry['accuracy']:.2%}"
 
 
 def describe(units: UnitTable) -> str:

@@ -77,9 +77,11 @@ class Search:
         self.device = prepare_device(training)
         self.data = _held_out(read_data(training))
         self.trained: dict[str, dict] = {}
+        self.dense = reporting.UNTRAINED
         if saved is not None:
             reporting.check_same_search(saved, settings, self.data, folder)
             self.trained = reporting.trained_before(saved, folder / RESULTS)
+            self.dense = reporting.dense_before(saved)
         self.feed = make_feed(self.data, training, self.device)
         self.images = self._score_images()
         self.space = Space(settings, self.data.shape, len(self.data.classes))
@@ -89,6 +91,8 @@ class Search:
         )
         self.smallest = self._find_smallest()
         self._try_out(self.space.table(self.smallest))
+        if settings.dense:
+            self._try_out(None)
         self.versions = versions(self.device) | {"optuna": optuna.__version__}
         self.folder = make_folder(folder, training, resume=not self.is_new)
 
@@ -113,6 +117,7 @@ class Search:
                     name = f"candidate {number} of {len(shortlist)}"
                     self.trained[key_of(units)] = self._train(name, units)
                     self._write(records, finished=False)
+            self._train_dense()
             results = self._write(records, finished=True)
             if results["units"] is None:
                 reasons = {entry["failure"] for entry in self.trained.values()}
@@ -142,16 +147,18 @@ class Search:
         order = torch.randperm(len(self.data.train), generator=generator)
         return self.feed.sample(order[: self.settings.score_images])[0]
 
-    def _build(self, units: UnitTable) -> torch.nn.Module:
+    def _build(self, units: UnitTable | None) -> torch.nn.Module:
+        """The network of a table; of ``None`` the dense counterpart."""
         torch.manual_seed(self.settings.seed)
-        return self.space.build(units)
+        return self.space.build_dense() if units is None else self.space.build(units)
 
-    def _try_out(self, units: UnitTable) -> None:
+    def _try_out(self, units: UnitTable | None) -> None:
         """Takes a network there and back, so that what cannot run here is said before a search."""
         model = self._build(units).to(self.device).train()
         labels = self.data.train.labels[:2].to(self.device)
         try:
-            naswot(model, self.images)
+            if units is not None:
+                naswot(model, self.images)
             F.cross_entropy(model(self.images[:2]).float(), labels).backward()
         # What a backend or a user's model raises is of no one kind.
         except Exception as error:
@@ -183,7 +190,13 @@ class Search:
         untrained = reporting.ranked(records, {}, self.space.dense)
         return [entry["units"] for entry in untrained[: self.settings.keep]]
 
-    def _train(self, name: str, units: UnitTable) -> dict:
+    def _train_dense(self) -> None:
+        """Trains the dense counterpart as the candidates were, unless none of them could be."""
+        wanted = self.settings.dense and self.dense["history"] is None
+        if wanted and any(entry["accuracy"] is not None for entry in self.trained.values()):
+            self.dense = self._train("the dense counterpart", None)
+
+    def _train(self, name: str, units: UnitTable | None) -> dict:
         """The second stage: trains a candidate from its start; returns its figures."""
         settings = self.settings.training(units)
         learner = Learner(name, self._build(units), settings, self.device)
@@ -203,13 +216,13 @@ class Search:
 
     def _write(self, records: list[Record], finished: bool) -> dict:
         dense = self.space.dense
-        candidates = reporting.ranked(records, self.trained, dense)
+        candidates = reporting.ranked(records, self.trained, dense, self.dense["accuracy"])
         best = candidates[0] if candidates and candidates[0]["accuracy"] is not None else None
         results = {
             "settings": self.settings.to_dict(),
             "versions": self.versions,
             "data": reporting.data_summary(self.data),
-            "dense": dense._asdict(),
+            "dense": dense._asdict() | self.dense,
             "budget": self.budget._asdict(),
             "counts": reporting.counts(records),
             "finished": finished,
@@ -228,7 +241,7 @@ class Search:
         print(", ".join(f"{n} {name.replace('_', ' ')}" for name, n in results["counts"].items()))
         print()
         trained = [entry for entry in results["candidates"] if entry["history"] is not None]
-        print(reporting.table(trained, self.space))
+        print(reporting.table(trained, results["dense"], self.space))
         print()
         print(f"the winner: {results['command']}")
         print(f"{RESULTS} and the winner's table, {UNITS}: {self.folder}")

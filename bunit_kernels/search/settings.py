@@ -9,12 +9,12 @@ from ..models.tables import NORMAL
 from ..train.errors import UserError
 from ..train.settings import Settings, option
 
-#: What a block may be where the user says nothing: normal, the unit of the paper's backbones, a
-#: unit twice as wide, and the paper's pool with its last width left to the block (``m``).
+#: What a block may be where the user says nothing: normal, the unit of the authors' public code,
+#: a unit twice as wide, and the paper's pool with its last width left to the block (``m``).
 CANDIDATES = (NORMAL, "2-4-m", "4-8-m", "1-2-m", "2-1-m", "3-2-m")
 
 #: A search may go on with others of these: what it found before stays as it is.
-EXTENDABLE = ("trials", "keep")
+EXTENDABLE = ("trials", "keep", "dense")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class SearchSettings:
         max_flops, max_parameters: the budget, as shares of the dense counterpart's.
         trials: tables drawn, with those over the budget and those drawn before.
         keep: of them the best by score are trained.
+        dense: whether the dense counterpart is trained as the candidates are, for TCA and TSA.
         score_images: images of the minibatch that the score is computed on.
         data, image_size, augment, limit, epochs, batch_size, lr, seed, device, deterministic,
             threads: as in :class:`bunit_kernels.train.settings.Settings`.
@@ -44,6 +45,7 @@ class SearchSettings:
     max_parameters: float = 1.0
     trials: int = 100
     keep: int = 5
+    dense: bool = True
     score_images: int = 64
     data: str = "digits"
     image_size: int | None = None
@@ -87,9 +89,8 @@ class SearchSettings:
         """The settings that a candidate is trained with."""
         shared = {f.name for f in fields(Settings)} & {f.name for f in fields(self)}
         arguments = {} if units is None else {"units": units}
-        return Settings(
-            **{name: getattr(self, name) for name in shared}, model_arg=arguments, dense=False
-        )
+        values = {name: getattr(self, name) for name in shared}
+        return Settings(**values | {"model_arg": arguments, "dense": False})
 
     def to_dict(self) -> dict:
         """As JSON has it."""

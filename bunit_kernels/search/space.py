@@ -90,6 +90,10 @@ class Space:
         """The network of a table, with torch's current seed, on the CPU."""
         return create_model(self.model, **self.arguments, units=table)
 
+    def build_dense(self) -> nn.Module:
+        """The dense counterpart, likewise."""
+        return create_model(dense_counterpart(self.model), **self.arguments)
+
     def cost(self, chosen: Mapping[str, str]) -> Cost:
         """Of the network whose places are ``chosen``."""
         cost = self._normal

@@ -206,7 +206,6 @@ def _add_recipe(group) -> None:
     _option(group, "teacher_weight", "share of the teacher in the loss", type=float)
     _option(group, "temperature", "of the teacher's and the student's logits", type=float)
     _option(group, "seed", "of the weights, the order and the variation", type=int)
-    _option(group, "beta", "weight of the saving in TCA and TSA", type=float)
 
 
 def _add_machine(group) -> None:

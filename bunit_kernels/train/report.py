@@ -105,7 +105,6 @@ def comparison(report: dict, names: list[str]) -> Comparison | None:
         dense_flops=dense["flops"],
         accuracy=compact["accuracy"],
         dense_accuracy=dense["accuracy"],
-        beta=report["settings"]["beta"],
     )
     if "inference_seconds" not in compact:
         return result
@@ -125,9 +124,10 @@ def comparison(report: dict, names: list[str]) -> Comparison | None:
 def comparison_dict(result: Comparison) -> dict:
     """A comparison with all that is derived from it, for the metrics file."""
     derived = (
-        "parameters_saving", "flops_saving", "accuracy_difference", "tca", "tsa", "time_conversion"
+        "parameters_saving", "flops_saving", "accuracy_difference", "speedup", "time_conversion"
     )  # fmt: skip
-    return asdict(result) | {name: getattr(result, name) for name in derived}
+    scores = {"scores": [asdict(score) for score in result.scores]}
+    return asdict(result) | {name: getattr(result, name) for name in derived} | scores
 
 
 def table(report: dict, names: list[str]) -> str:

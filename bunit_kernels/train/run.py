@@ -108,9 +108,9 @@ class Run:
             self.report["comparison"] = reporting.comparison_dict(comparison)
         self._write_report()
         if self.processes.first:
-            self._print(names, comparison is not None)
+            self._print(names)
 
-    def _print(self, names: list[str], compared: bool) -> None:
+    def _print(self, names: list[str]) -> None:
         print(self.data.describe())
         print(f"backend: {self.report['backend']}, device: {self.report['versions']['device']}")
         several = f" in each of {self.processes.world} processes" * (self.processes.world > 1)
@@ -118,8 +118,6 @@ class Run:
         print()
         print(reporting.table(self.report, names))
         print()
-        if compared:
-            print("TCA and TSA by our formulas (bunit_kernels.metrics), not the paper's")
         print(f"checkpoints and {METRICS}: {self.folder}")
 
     def _write_report(self) -> None:

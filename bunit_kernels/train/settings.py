@@ -61,7 +61,6 @@ class Settings:
     workers: int | None = None
     save_every: int | None = None
     tensorboard: bool = False
-    beta: float = 1.0
 
     def __post_init__(self):
         self._check_types()
@@ -88,7 +87,7 @@ class Settings:
                 raise UserError(f"{option(name)} must be at least {low}{limit}, got {value}")
         if not 0 <= self.teacher_weight <= 1:
             raise UserError(f"--teacher-weight must be from 0 to 1, got {self.teacher_weight}")
-        for name in ("beta", "clip_norm", "temperature"):
+        for name in ("clip_norm", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{option(name)} must be above 0, got {value}")
