@@ -66,13 +66,6 @@ def replace_units(
     if not isinstance(module, nn.Module):
         raise TypeError(f"replace_units takes an nn.Module, got {type(module).__name__}")
     module = uncompiled(module)
-    if not isinstance(which, Mapping):
-        if not isinstance(module, StackedLayer):
-            raise TypeError(
-                "which must map names of stacked layers to numbers of units, since the module is "
-                f"a {type(module).__name__} and no stacked layer; got {which!r}"
-            )
-        which = {"": which}
     specs = tuple(UnitSpec(spec) for spec in pool)
     if not specs:
         raise ValueError("the pool to draw units from is empty")
@@ -80,7 +73,7 @@ def replace_units(
     rng = random.Random(seed)
     changes = {
         name: _plan(name, stacked_layer(module, name), numbers, specs, rng)
-        for name, numbers in which.items()
+        for name, numbers in _by_layer(module, which).items()
     }
     result = module if inplace else copy.deepcopy(module)
     with torch.random.fork_rng(devices=[]):
@@ -89,6 +82,19 @@ def replace_units(
             if change is not None:
                 _apply(change, result.get_submodule(name))
     return result
+
+
+def _by_layer(
+    module: nn.Module, which: Iterable[int] | Mapping[str, Iterable[int]]
+) -> Mapping[str, Iterable[int]]:
+    if isinstance(which, Mapping):
+        return which
+    if not isinstance(module, StackedLayer):
+        raise TypeError(
+            "which must map names of stacked layers to numbers of units, since the module is "
+            f"a {type(module).__name__} and no stacked layer; got {which!r}"
+        )
+    return {"": which}
 
 
 @dataclass(frozen=True)
