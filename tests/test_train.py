@@ -159,6 +159,12 @@ def test_training_starts_from_a_checkpoint(tiny):
         (["--checkpoint", "long" * 99], "no checkpoint longlong"),
         (["--data", "long" * 99], "unknown data 'longlong"),
         (["--data", "~nobody/images"], "unknown data '~nobody/images'"),
+        (
+            ["--recipe", "paper"],
+            "unknown --recipe 'paper', expected one of paper-cifar, paper-mnist, "
+            "paper-imagenet, paper-exploration",
+        ),
+        (["--epsilon", "0"], "--epsilon must be above 0, got 0"),
         (["--resume", "gone"], "--resume goes on in its own folder"),  # beside --out
     ],
 )

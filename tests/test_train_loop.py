@@ -43,6 +43,11 @@ def test_learning_rate_warms_up_and_falls_as_a_cosine():
     assert learning_rate(Settings(epochs=10, lr=0.4), 0) == 0.4
 
 
+def test_constant_learning_rate_stays_after_the_warm_up():
+    settings = Settings(epochs=10, lr=0.4, warmup_epochs=2, schedule="constant")
+    assert [learning_rate(settings, epoch) for epoch in (0, 1, 2, 6, 10)] == [0, 0.2, 0.4, 0.4, 0.4]
+
+
 def test_weight_decay_spares_biases_and_norms():
     model = create_model("bunit_cnn", in_channels=1, image_size=8)
     learner = Learner("bunit_cnn", model, Settings(), CPU)
@@ -122,6 +127,19 @@ def test_adamw_decays_weights_alone():
     learner = linear_learner(optimizer="adamw", weight_decay=0.01)
     assert isinstance(learner.optimizer, torch.optim.AdamW)
     assert [g["weight_decay"] for g in learner.optimizer.param_groups] == [0.01, 0.0]
+
+
+def test_adam_adds_epsilon_to_the_denominator(images):
+    """Weights of the first step, by hand: Adam's first step is lr g / (|g| + epsilon)."""
+    learner = linear_learner(optimizer="adam", epsilon=0.5, lr=0.1, weight_decay=0.0)
+    assert type(learner.optimizer) is torch.optim.Adam
+    before = [p.detach().clone() for p in learner.model.parameters()]
+    x, labels = torch.randn(4, 1, 6, 6), torch.arange(4) % 2
+    learner.backward(x, labels, 1)
+    grads = [p.grad.clone() for p in learner.model.parameters()]
+    learner.update()
+    for p, start, g in zip(learner.model.parameters(), before, grads, strict=True):
+        torch.testing.assert_close(p.detach(), start - 0.1 * g / (g.abs() + 0.5))
 
 
 def test_teacher_loss_is_hintons():

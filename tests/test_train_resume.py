@@ -24,6 +24,7 @@ RECIPES = {
         "--optimizer", "adamw", "--lr", "0.01", "--ema", "0.9", "--accumulate", "2",
         "--clip-norm", "1", "--amp", "bfloat16", "--mixup", "0.2",
     ],
+    "adam, of a recipe": ["--recipe", "paper-imagenet", "--epochs", "2", "--batch-size", "16"],
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from .layer_table import LayerRow, LayerTable, layers
 from .text import render_table
 from .timing import interleaved_medians
 from .tradeoffs import WEIGHTS, speedup, tca, tsa
+from .unit_outputs import dead_units, unit_outputs, unit_variances
 
 __all__ = [
     "WEIGHTS",
@@ -17,6 +18,7 @@ __all__ = [
     "compare",
     "count_flops",
     "count_parameters",
+    "dead_units",
     "interleaved_medians",
     "layers",
     "render_table",
@@ -24,4 +26,6 @@ __all__ = [
     "speedup",
     "tca",
     "tsa",
+    "unit_outputs",
+    "unit_variances",
 ]

@@ -2,7 +2,8 @@
 
 from .bunitize import bunitize
 from .fuse import fuse
+from .replace_units import replace_units
 from .stacked_conv2d import StackedConv2d
 from .stacked_linear import StackedLinear
 
-__all__ = ["StackedConv2d", "StackedLinear", "bunitize", "fuse"]
+__all__ = ["StackedConv2d", "StackedLinear", "bunitize", "fuse", "replace_units"]

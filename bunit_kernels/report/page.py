@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from .. import __version__
 from ..metrics import WEIGHTS, Comparison, LayerTable
@@ -20,6 +21,7 @@ from .published import (
 )
 from .result import Result, Source
 from .runs import TrainedRun
+from .units_seen import LayerUnits
 
 _TEMPLATE = "page.html"
 _SCORE_TITLES = [f"{name} ({w1:g}, {w2:g})" for w1, w2 in WEIGHTS for name in ("TCA", "TSA")]
@@ -49,17 +51,33 @@ class LayerSection:
 
 
 @dataclass(frozen=True)
+class UnitSection:
+    """The units of a network at work: a picture an image, and where asked for the dead units of
+    each layer, with the name of the data and the number of images that they were looked for on."""
+
+    network: str
+    maps: list[Picture]
+    dead: list[LayerUnits] | None
+    data: str
+    images: int
+    threshold: float
+
+
+@dataclass(frozen=True)
 class RunSection:
-    """What the page shows of a run; ``training`` is ``None`` before the first epoch has ended."""
+    """What the page shows of a run; ``training`` is ``None`` before the first epoch has ended,
+    ``units`` where they were not asked for."""
 
     run: TrainedRun
     training: Picture | None
     layers: list[LayerSection]
+    units: UnitSection | None = None
 
     @property
     def pictures(self) -> list[Picture]:
         bars = [layer.bars for layer in self.layers]
-        return [picture for picture in (self.training, *bars) if picture is not None]
+        maps = [] if self.units is None else self.units.maps
+        return [picture for picture in (self.training, *maps, *bars) if picture is not None]
 
 
 def render_page(sections: Sequence[RunSection], tradeoffs: Sequence[Picture]) -> str:
@@ -89,6 +107,7 @@ def render_page(sections: Sequence[RunSection], tradeoffs: Sequence[Picture]) ->
         times=[_time_row(time) for time in TIMES],
         sources=sources,
         layer_rows=_layer_rows,
+        unit_rows=_unit_rows,
     )
 
 
@@ -167,6 +186,18 @@ def _layer_rows(table: LayerTable) -> list[list[str]]:
         for row in table.rows
     ]
     return [*rows, ["total", "", "", "", *_layer_figures(table)]]
+
+
+def _unit_rows(layers: Sequence[LayerUnits]) -> list[list[str]]:
+    return [
+        [
+            layer.name,
+            str(len(layer.units)),
+            str(len(layer.dead)),
+            *(f"{value:.3g}" for value in (min(layer.variances), median(layer.variances))),
+        ]
+        for layer in layers
+    ]
 
 
 def _layer_figures(of) -> list[str]:

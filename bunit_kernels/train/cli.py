@@ -20,8 +20,9 @@ from .distributed import find_processes, joined
 from .errors import TrainingError, UserError
 from .evaluate import evaluate
 from .prepare import prepare_device
+from .recipes import RECIPES, list_recipes
 from .run import METRICS, Run
-from .settings import AMP_TYPES, OPTIMIZERS, Settings, option
+from .settings import AMP_TYPES, OPTIMIZERS, SCHEDULES, Settings, option
 
 PROGRAM = "python -m bunit_kernels.train"
 _DEFAULTS = Settings()
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(argv)
         if options.list_models:
             print("\n".join(list_models()))
+            return 0
+        if options.list_recipes:
+            print(list_recipes())
             return 0
         return _run(options)
     except UserError as error:
@@ -83,7 +87,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the options; those not given come from the resumed run or the evaluated checkpoint.
+    """Reads the options; those not given come from the resumed run, the evaluated checkpoint or
+    the recipe.
 
     Raises:
         UserError: the run or checkpoint cannot be read, or options contradict each other.
@@ -102,8 +107,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         saved = _settings_of_run(options.resume)
     elif options.eval_only:
         saved = load_checkpoint(options.checkpoint)["settings"]
+    elif options.recipe in RECIPES:  # of another name Settings complains
+        saved = RECIPES[options.recipe].values
     else:
         return options
+    before = saved.get("recipe")
+    if (options.resume or options.eval_only) and options.recipe not in (None, before):
+        raise UserError(
+            f"--recipe {options.recipe} is for new runs, this one has "
+            + ("no recipe" if before is None else f"recipe {before}")
+            + "; single options, such as --epochs, may change"
+        )
     known = {f.name for f in fields(Settings)}
     parser.set_defaults(**{key: value for key, value in saved.items() if key in known})
     return parser.parse_args(argv)
@@ -134,6 +148,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_machine(parser.add_argument_group("on what"))
     _add_files(parser.add_argument_group("files"))
     parser.add_argument("--list-models", action="store_true", default=False, help="and stop")
+    parser.add_argument("--list-recipes", action="store_true", default=False, help="and stop")
     parser.add_argument("--quiet", action="store_true", default=False, help="no progress")
     parser.add_argument("--version", action="version", version=__version__)
     return parser
@@ -183,13 +198,27 @@ def _add_task(group) -> None:
 
 
 def _add_recipe(group) -> None:
+    _option(
+        group,
+        "recipe",
+        f"settings of the paper's experiments ({', '.join(RECIPES)}; --list-recipes says which); "
+        "options given beside it win",
+        metavar="NAME",
+    )
     _option(group, "epochs", "passes over the training images", type=int)
     _option(group, "batch_size", "images a batch, in each process", type=int)
     _option(group, "accumulate", "batches a step", type=int, metavar="N")
-    _option(group, "optimizer", "sgd or adamw", choices=OPTIMIZERS)
-    _option(group, "lr", "learning rate; falls to 0 as half a cosine", type=float)
+    _option(group, "optimizer", "of the weights", choices=OPTIMIZERS)
+    _option(group, "lr", "learning rate, the highest of the schedule", type=float)
+    _option(
+        group,
+        "schedule",
+        "after the warm-up: cosine falls to 0 as half a cosine",
+        choices=SCHEDULES,
+    )
     _option(group, "momentum", "of SGD", type=float)
     _option(group, "nesterov", "Nesterov's momentum")
+    _option(group, "epsilon", "of Adam and AdamW, added to the denominator", type=float)
     _option(group, "weight_decay", "on weights, not on biases and norms", type=float)
     _option(group, "warmup_epochs", "of linear warm-up", type=float)
     _option(group, "label_smoothing", "of the cross entropy", type=float)

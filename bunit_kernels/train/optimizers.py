@@ -12,22 +12,20 @@ from .settings import Settings
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW. Weight decay is on weights alone, not on biases and norms (what
-    has one dimension)."""
+    """SGD with momentum, Adam or AdamW. Weight decay is on weights alone, not on biases and norms
+    (what has one dimension): a part of the gradient for SGD and Adam, apart from it for AdamW."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1]},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        groups,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-    )
+    shared = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, momentum=settings.momentum, nesterov=settings.nesterov, **shared
+        )
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, eps=settings.epsilon, **shared)
 
 
 def make_average(model: nn.Module, settings: Settings) -> AveragedModel | None:
@@ -38,9 +36,12 @@ def make_average(model: nn.Module, settings: Settings) -> AveragedModel | None:
 
 
 def learning_rate(settings: Settings, epoch: float) -> float:
-    """At a time of training, in epochs from its start: linear warm-up, then half a cosine."""
+    """At a time of training, in epochs from its start: linear warm-up, then half a cosine or
+    no change."""
     warmup = min(settings.warmup_epochs, settings.epochs)
     if epoch < warmup:
         return settings.lr * epoch / warmup
+    if settings.schedule == "constant":
+        return settings.lr
     progress = (epoch - warmup) / max(settings.epochs - warmup, 1e-9)
     return settings.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

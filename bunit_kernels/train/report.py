@@ -21,6 +21,7 @@ from ..metrics import (
 from .data import ImageData
 from .feed import Feed
 from .loop import Learner
+from .recipes import applied_recipe
 from .settings import Settings
 
 _ROUNDS = 20  # of the timing at the end; the median is printed
@@ -78,8 +79,10 @@ def run_report(
     data: ImageData, settings: Settings, device: torch.device, backend: str, processes: int
 ) -> dict:
     """The metrics file's content before the first epoch: what is trained, on what, with what."""
+    recipe, values = settings.recipe, settings.to_dict()
     return {
-        "settings": settings.to_dict(),
+        "settings": values,
+        "recipe": None if recipe is None else applied_recipe(recipe, values),
         "versions": versions(device, processes),
         "backend": backend,
         "data": {

@@ -27,6 +27,7 @@ from .files import write_json
 from .loop import Learner
 from .prepare import make_folder, read_data
 from .progress import Progress
+from .recipes import describe_recipe
 from .settings import Settings
 from .tensorboard import Log
 
@@ -93,6 +94,8 @@ class Run:
 
     def train(self) -> None:
         """Trains all networks, measures their times, writes and prints the figures."""
+        if self.processes.first and self.report["recipe"] is not None:
+            print(describe_recipe(self.report["recipe"]), flush=True)
         for learner in self.learners:
             self._fit(learner)
         self.processes.wait()

@@ -13,14 +13,19 @@ from ..models import dense_counterpart
 from .augment import AUGMENTATIONS
 from .data.load import BUILTIN
 from .errors import UserError
+from .recipes import RECIPES
 
 AMP_TYPES = ("bfloat16", "float16")
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("cosine", "constant")
 
 
 @dataclass(frozen=True)
 class Settings:
     """What decides how a network is trained; a resumed run takes them over.
+
+    ``recipe`` names the one whose values the command line put in place of the defaults; by itself
+    it sets nothing.
 
     Raises:
         UserError: a value of another type, a number out of its range or a name that is not known.
@@ -34,13 +39,16 @@ class Settings:
     stream: bool | None = None
     augment: str = "auto"
     limit: int | None = None
+    recipe: str | None = None
     epochs: int = 30
     batch_size: int = 64
     accumulate: int = 1
     optimizer: str = "sgd"
     lr: float = 0.05
+    schedule: str = "cosine"
     momentum: float = 0.9
     nesterov: bool = False
+    epsilon: float = 1e-8
     weight_decay: float = 5e-4
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
@@ -87,7 +95,7 @@ class Settings:
                 raise UserError(f"{option(name)} must be at least {low}{limit}, got {value}")
         if not 0 <= self.teacher_weight <= 1:
             raise UserError(f"--teacher-weight must be from 0 to 1, got {self.teacher_weight}")
-        for name in ("clip_norm", "temperature"):
+        for name in ("clip_norm", "temperature", "epsilon"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{option(name)} must be above 0, got {value}")
@@ -101,6 +109,8 @@ class Settings:
             ("augment", self.augment, AUGMENTATIONS),
             ("amp", self.amp, (None, *AMP_TYPES)),
             ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("recipe", self.recipe, (None, *RECIPES)),
         ):
             if value not in known:
                 names = ", ".join(str(k) for k in known if k is not None)
