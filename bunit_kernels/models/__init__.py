@@ -1,5 +1,6 @@
 """Ready-made networks: each bunit model stands beside the dense one it is compared with."""
 
+from .builder import bunit_net
 from .checkpoints import authors_state_dict, load_weights
 from .cnn import bunit_cnn, cnn
 from .lenet import bunit_lenet, lenet
@@ -34,6 +35,7 @@ __all__ = [
     "bunit_lenet",
     "bunit_mlp",
     "bunit_mobilenet_v2",
+    "bunit_net",
     "bunit_resnet10",
     "bunit_resnet18",
     "bunit_resnet20",

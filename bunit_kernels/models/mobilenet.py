@@ -130,7 +130,7 @@ class StackedInvertedResidual(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, unit: str):
         super().__init__()
         self.conv = StackedConv2d(
-            *fit_units(unit, in_channels, out_channels),
+            fit_units(unit, in_channels, out_channels),
             stride=stride,
             activation="relu6",
             out_activation="identity",
