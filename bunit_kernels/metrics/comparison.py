@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .conventions import MULTIPLY_ADDS, flops_title
 from .counts import count_flops, count_parameters, evaluating, random_batch, saving
 from .text import render_table
 from .timing import forward, interleaved_medians, sgd_step
@@ -30,7 +31,7 @@ class Times:
 class Comparison:
     """A compact network beside a dense one. What was not measured is ``None``.
 
-    ``accuracy`` and ``dense_accuracy`` are in [0, 1], ``flops`` are for one item,
+    ``accuracy`` and ``dense_accuracy`` are in [0, 1], ``flops`` are for one item by ``convention``,
     ``training_step`` and ``inference`` are times of one batch of ``batch_size`` items.
     """
 
@@ -44,6 +45,7 @@ class Comparison:
     batch_size: int | None = None
     training_step: Times | None = None
     inference: Times | None = None
+    convention: str = MULTIPLY_ADDS
 
     @property
     def parameters_saving(self) -> float:
@@ -95,7 +97,12 @@ class Comparison:
             )
         for label, compact, dense, saved in (
             ("parameters", self.parameters, self.dense_parameters, self.parameters_saving),
-            ("FLOPs an item", self.flops, self.dense_flops, self.flops_saving),
+            (
+                f"{flops_title(self.convention)} an item",
+                self.flops,
+                self.dense_flops,
+                self.flops_saving,
+            ),
         ):
             rows.append((label, f"{compact:,}", f"{dense:,}", f"{saved:.2%}"))
         for label, value in (("TCA", self.tca), ("TSA", self.tsa)):
@@ -121,6 +128,7 @@ def compare(
     dense_model: nn.Module,
     input_size: Sequence[int],
     *,
+    convention: str = MULTIPLY_ADDS,
     accuracy: float | None = None,
     dense_accuracy: float | None = None,
     beta: float = 1.0,
@@ -132,6 +140,7 @@ def compare(
 
     Args:
         input_size: shape of one item, without the batch dimension.
+        convention: how FLOPs are counted, see ``count_flops``.
         accuracy, dense_accuracy: in [0, 1], both or none; TCA and TSA need them.
         beta: weight of the saving in TCA and TSA.
         time: measures a training step and an inference batch of ``batch_size`` random items,
@@ -147,7 +156,10 @@ def compare(
             raise ValueError(f"{name} must be at least 1, got {value}")
     training_step = inference = None
     models = {"compact": bunit_model, "dense": dense_model}
-    flops = {name: count_flops(model, input_size) for name, model in models.items()}
+    flops = {
+        name: count_flops(model, input_size, convention=convention)
+        for name, model in models.items()
+    }
     if accuracy is not None:  # says what is wrong with them before time is spent on measuring
         tca(accuracy, dense_accuracy, 0.0, beta)
     if time:
@@ -168,4 +180,5 @@ def compare(
         batch_size=batch_size if time else None,
         training_step=training_step,
         inference=inference,
+        convention=convention,
     )

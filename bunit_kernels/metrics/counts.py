@@ -1,8 +1,4 @@
-"""Parameters, FLOPs, and the share saved.
-
-FLOPs are 2 x multiply-adds of convolutions and linear layers, as ``torch.utils.flop_counter``
-counts them; counters that report MACs print half.
-"""
+"""Parameters, FLOPs, and the share saved."""
 
 from __future__ import annotations
 
@@ -11,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..backends import BackendUnavailable
+from .conventions import MULTIPLY_ADDS, FlopCounter
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -21,21 +17,28 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def count_flops(model: nn.Module, input_size: Sequence[int]) -> int:
+def count_flops(
+    model: nn.Module, input_size: Sequence[int], *, convention: str = MULTIPLY_ADDS
+) -> int:
     """FLOPs of one forward pass over one item, in eval mode; the model is left as it was.
 
     Args:
         input_size: shape of one item, without the batch dimension: ``(C, H, W)``, or
             ``(features,)``.
+        convention: ``"multiply_adds"``, 2 x those of convolutions and linear maps, or ``"paper"``,
+            which counts biases of convolutions and BatchNorm too
+            (:mod:`bunit_kernels.metrics.conventions`).
 
     Raises:
-        ValueError: ``input_size`` is no such shape, or the model cannot take it.
+        ValueError: no such convention, ``input_size`` is no such shape, or the model cannot take
+            it.
     """
     model = uncompiled(model)
+    flops = FlopCounter(model, convention)
     x = random_batch(model, input_size, 1)
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(model), torch.no_grad(), flops:
         run(model, x)
-    return counter.get_total_flops()
+    return flops.total
 
 
 def saving(compact: float, dense: float) -> float:

@@ -6,9 +6,9 @@ from torch import nn
 
 from ..layout import StackLayout
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _MOST_KINDS = 2  # of units in a cell of a table
 
 
@@ -25,9 +25,9 @@ def describe_kind(module: nn.Module) -> str:
     layout = stack_layout(module)
     if layout is not None:
         return f"{_describe_units(layout)} {'linear' if layout.kernel_size is None else 'conv'}"
-    if isinstance(module, _CONVS + _TRANSPOSED):
+    if isinstance(module, CONVOLUTIONS):
         return _describe_conv(module)
-    if isinstance(module, _NORMS):
+    if isinstance(module, NORMS):
         return "batch norm"
     return "linear" if isinstance(module, nn.Linear) else type(module).__name__
 

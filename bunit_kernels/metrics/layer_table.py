@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from .conventions import MULTIPLY_ADDS, FlopCounter, flops_title
 from .counts import count_parameters, evaluating, random_batch, run, uncompiled
 from .kinds import describe_kind, stack_layout
 from .text import render_table
@@ -27,7 +27,7 @@ class LayerRow:
         calls: in one forward pass; 0 for a layer that the forward pass does not call.
         output: shape of one item of its last output, ``None`` where it gives no single tensor.
         parameters: learnable values; one shared with an earlier row counts there.
-        flops: of one item, 2 x multiply-adds.
+        flops: of one item, by the table's convention.
         bytes: the least memory traffic of one item, as if caches were perfect: every input read
             once, every output written once, every parameter (frozen ones too) read once a call.
         seconds: of a batch, the median over rounds; ``None`` where not measured.
@@ -48,11 +48,13 @@ class LayerRow:
 class LayerTable:
     """The layers of a network in order of execution. ``str()`` gives a table.
 
-    ``batch_size`` is that of the times, ``None`` where none were measured.
+    ``batch_size`` is that of the times, ``None`` where none were measured; ``convention`` is that
+    of the FLOPs.
     """
 
     rows: tuple[LayerRow, ...]
     batch_size: int | None = None
+    convention: str = MULTIPLY_ADDS
 
     @property
     def parameters(self) -> int:
@@ -78,7 +80,8 @@ class LayerTable:
 
     def table(self) -> str:
         """Plain text, one line a layer and the totals; FLOPs and bytes are of one item."""
-        titles = ["layer", "kind", "calls", "output", "parameters", "FLOPs", "bytes"]
+        flops = flops_title(self.convention)
+        titles = ["layer", "kind", "calls", "output", "parameters", flops, "bytes"]
         lines = [titles if self.batch_size is None else [*titles, "ms a batch"]]
         for row in self.rows:
             output = "" if row.output is None else "x".join(map(str, row.output))
@@ -98,6 +101,7 @@ def layers(
     model: nn.Module,
     input_size: Sequence[int],
     *,
+    convention: str = MULTIPLY_ADDS,
     time: bool = False,
     batch_size: int = 128,
     rounds: int = 20,
@@ -111,6 +115,7 @@ def layers(
 
     Args:
         input_size: shape of one item, without the batch dimension.
+        convention: how FLOPs are counted, see ``count_flops``.
         time: measures each layer's forward pass in eval mode, on ``batch_size`` random items,
             median of ``rounds``. Each layer is waited for before the next starts, so that small
             ones take longer than in a network that runs freely; ``other`` is the rest of the pass.
@@ -122,23 +127,24 @@ def layers(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     model = uncompiled(model)
+    counter = FlopCounter(model, convention)
     item = random_batch(model, input_size, 1)
     if time and item.is_meta:
         raise ValueError("a model on the meta device cannot be timed: it holds no values")
     found = find_layers(model)
     outside = None
     with evaluating(model), torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
+        with counter:
             found = count_calls(found, counter, lambda: run(model, item))
         found = [layer for layer in found if layer.flops or layer.has_parameters]
         if time:
             batch = random_batch(model, input_size, batch_size)
             outside = time_calls(found, lambda: model(batch), rounds)
     rows = _rows(found)
-    rest = _rest(rows, count_parameters(model), counter.get_total_flops(), outside)
+    rest = _rest(rows, count_parameters(model), counter.total, outside)
     if rest.parameters or rest.flops or time:
         rows.append(rest)
-    return LayerTable(tuple(rows), batch_size if time else None)
+    return LayerTable(tuple(rows), batch_size if time else None, convention)
 
 
 def _rows(found: list[Layer]) -> list[LayerRow]:

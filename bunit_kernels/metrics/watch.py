@@ -11,8 +11,8 @@ from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.flop_counter import FlopCounterMode
 
+from .conventions import FlopCounter
 from .kinds import stack_layout
 from .timing import synchronize
 
@@ -51,18 +51,18 @@ def find_layers(module: nn.Module, name: str = "") -> list[Layer]:
     return list(found.values())
 
 
-def count_calls(layers: list[Layer], counter: FlopCounterMode, forward: Callable) -> list[Layer]:
+def count_calls(layers: list[Layer], counter: FlopCounter, forward: Callable) -> list[Layer]:
     """Notes calls, FLOPs, bytes and output shapes of ``forward()``, which runs under ``counter``.
     Returns the layers in order of their first call, those not called last."""
     called: dict[Layer, None] = {}
 
     def before(layer, module, args, kwargs):
         called.setdefault(layer)
-        layer.flops -= counter.get_total_flops()
+        layer.flops -= counter.total
 
     def after(layer, module, args, kwargs, output):
         layer.calls += 1
-        layer.flops += counter.get_total_flops()
+        layer.flops += counter.total
         moved = (args, kwargs), output, list(module.parameters())
         layer.bytes += sum(map(_bytes, moved))
         layer.output = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
