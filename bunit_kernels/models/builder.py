@@ -85,7 +85,7 @@ def draw_layers(
                 f"counts must have one mapping for each of the {len(numbers)} stacked layers, "
                 f"got {len(counts)}"
             )
-        layers = [_counted(j, pool, *each) for j, each in enumerate(zip(counts, numbers), 1)]
+        layers = [_counted(j, pool, counts[j - 1], n) for j, n in enumerate(numbers, 1)]
     return [resolve_units(units) for units in layers]
 
 
@@ -104,7 +104,8 @@ def _counted(
     bad = next(((str(u), n) for u, n in found.items() if type(n) is not int or n < 0), None)
     if bad:
         raise ValueError(
-            f"counts of stacked layer {layer} must be ints of at least 0, got {bad[1]!r} of {bad[0]}"
+            f"counts of stacked layer {layer} must be ints of at least 0, "
+            f"got {bad[1]!r} of {bad[0]}"
         )
     if sum(found.values()) != number:
         raise ValueError(

@@ -65,8 +65,8 @@ def efficientnet_b0(
 
 
 class EfficientNet(nn.Module):
-    """See ``bunit_efficientnet_b0``; keys of its ``state_dict`` are torchvision's where it is dense.
-    Without stochastic depth.
+    """See ``bunit_efficientnet_b0``; keys of its ``state_dict`` are torchvision's where it is
+    dense. Without stochastic depth.
 
     Shape: [N, in_channels, H, W] -> [N, num_classes], any size.
     """

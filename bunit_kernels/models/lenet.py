@@ -112,9 +112,7 @@ def _units_of(name: str | None, seed: int) -> tuple[UnitSpec, ...]:
     if name is None:
         return UnitSpec.sample(_CHANNELS, _POOL, seed)
     if name not in LENET_UNITS:
-        raise ValueError(
-            f"units must be one of {', '.join(LENET_UNITS)} or None, got {name!r}"
-        )
+        raise ValueError(f"units must be one of {', '.join(LENET_UNITS)} or None, got {name!r}")
     return tuple(UnitSpec(f"1-{hidden}-1:k5") for hidden in LENET_UNITS[name])
 
 

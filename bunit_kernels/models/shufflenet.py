@@ -100,9 +100,9 @@ class ShuffleNetV2(nn.Module):
 
 
 class ShuffleBlock(nn.Module):
-    """Two branches side by side, whose channels are then interleaved. With stride 1 the first branch
-    is the first half of the input as it is and the second works on the other half; with stride 2
-    both see all of it.
+    """Two branches side by side, whose channels are then interleaved. With stride 1 the first
+    branch is the first half of the input as it is and the second works on the other half; with
+    stride 2 both see all of it.
 
     Shape: [N, in_channels, H, W] -> [N, out_channels, ceil(H / stride), ceil(W / stride)].
 

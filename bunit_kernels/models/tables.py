@@ -118,7 +118,7 @@ def _parse_kind(entry: str, part: str) -> tuple[int, str]:
     match = _KIND.fullmatch(part)
     if match is None or match[1] == "0":
         raise ValueError(
-            f'cannot parse {part.strip()!r} of the units {entry!r}: expected a unit such as "2-4-m", '
-            'or "3 x 2-4-m", at least 1 of it'
+            f"cannot parse {part.strip()!r} of the units {entry!r}: expected a unit such as "
+            '"2-4-m", or "3 x 2-4-m", at least 1 of it'
         )
     return int(match[1] or 1), match[2]

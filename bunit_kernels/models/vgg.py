@@ -17,6 +17,8 @@ from .tables import NORMAL, Table, choose_table, expand_table, fit_units
 Stages = Mapping[str, tuple[int, int]]
 
 _WIDTHS = (64, 128, 256, 512, 512)
+
+
 def _stages(*convolutions: int) -> Stages:
     pairs = zip(_WIDTHS, convolutions, strict=True)
     return {f"stage{i}": pair for i, pair in enumerate(pairs, 1)}
