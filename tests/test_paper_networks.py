@@ -116,7 +116,7 @@ def test_dense_sizes_are_the_printed_ones(network):
     unmet = {"VGG-16", "ResNet-20", "ResNet-20 r", "VGG-19"}  # FLOPs: docs/paper_networks.md
     if network.name.split(",")[0] not in unmet:
         assert network.sizes.dense_flops / 1e6 == pytest.approx(flops, rel=0.025)
-    assert network.sizes.dense_parameters / 1e6 == pytest.approx(parameters, rel=0.007)
+    assert network.sizes.dense_parameters / 1e6 == pytest.approx(parameters, rel=0.01)
 
 
 def test_figures_of_the_docstrings():
