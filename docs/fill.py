@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "paper_networks.md")
 BLOCK = re.compile(r"(<!-- made by: python (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

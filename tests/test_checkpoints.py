@@ -70,7 +70,9 @@ class ExplorationNet(nn.Module):
     def __init__(self, ours):
         super().__init__()
         conv = {"kernel_size": 3, "padding": 1, "bias": False}
-        for i, (mix, stack) in enumerate(((ours.stem, ours.stack1), (ours.mix, ours.stack2)), 1):
+        for i, (mix, stack) in enumerate(
+            ((ours.normal1, ours.stack1), (ours.normal2, ours.stack2)), 1
+        ):
             setattr(self, f"norm_layer_{i}", copy.deepcopy(mix))
             units = nn.ModuleList(Unit(u.widths, **conv) for u in stack.units)
             setattr(self, f"unit_layer_{i}", units)

@@ -30,7 +30,15 @@ def test_rows_by_hand():
     model = small_net()
     table = metrics.layers(model, (1, 8, 8))
     rows = {row.name: row for row in table.rows}
-    assert list(rows) == ["stem.0", "stem.1", "stack1", "mix.0", "mix.1", "stack2", "head"]
+    assert list(rows) == [
+        "normal1.0",
+        "normal1.1",
+        "stack1",
+        "normal2.0",
+        "normal2.1",
+        "stack2",
+        "head",
+    ]
     kinds = ["conv 3x3", "batch norm", "3 x 2-4-2 conv", "conv 3x3", "batch norm",
              "3 x 2-4-2 conv", "linear"]  # fmt: skip
     assert [row.kind for row in table.rows] == kinds
@@ -41,7 +49,7 @@ def test_rows_by_hand():
     assert stack.bytes == 4 * (6 * 64 + 6 * 64 + weights + norms)
     assert (head.output, head.parameters, head.flops) == ((10,), 970, 2 * 960)
     assert head.bytes == 4 * (96 + 10 + 970)
-    assert (rows["stem.1"].parameters, rows["stem.1"].flops) == (12, 0)
+    assert (rows["normal1.1"].parameters, rows["normal1.1"].flops) == (12, 0)
     assert_totals(table, model, (1, 8, 8))
 
 
@@ -73,7 +81,13 @@ def test_backends_and_fused_networks_count_alike(every_backend):
     folded = metrics.layers(fused, (1, 8, 8))
     assert_totals(folded, fused, (1, 8, 8))
     assert folded.flops == 88_320
-    assert [row.name for row in folded.rows] == ["stem.0", "stack1", "mix.0", "stack2", "head"]
+    assert [row.name for row in folded.rows] == [
+        "normal1.0",
+        "stack1",
+        "normal2.0",
+        "stack2",
+        "head",
+    ]
 
 
 class Twisted(nn.Module):

@@ -52,8 +52,8 @@ def test_cnn_arguments_are_checked(name, argument):
 
 
 def test_mlp_hidden_must_fit_its_units():
-    with pytest.raises(ValueError, match="hidden must be a multiple of 8, got 12"):
-        create_model("bunit_mlp", hidden=12)
+    with pytest.raises(ValueError, match="hidden must be a multiple of 2, got 13"):
+        create_model("bunit_mlp", hidden=13)
 
 
 def test_cnn_sizes_by_hand():
@@ -71,19 +71,21 @@ def test_cnn_sizes_by_hand():
 
 
 def test_mlp_sizes_by_hand():
-    """784 pixels in 196 units 4-2-2, a normal layer 392 -> 32, four units 8-16-8, 32 -> 10."""
-    biases = 392 + 392 + 32 + 64 + 32 + 10
-    stacked = 196 * (4 * 2 + 2 * 2) + 392 * 32 + 4 * (8 * 16 + 16 * 8) + 32 * 10
-    dense = 784 * 392 + 392 * 392 + 392 * 32 + 32 * 64 + 64 * 32 + 32 * 10
-    assert parameters(create_model("bunit_mlp")) == stacked + biases == 17_162
-    assert parameters(create_model("mlp")) == dense + biases == 478_874
+    """784 pixels in 392 units 2-5-2, a normal layer 784 -> 12, six units 2-5-2, 12 -> 10; dense
+    784-500-300-10."""
+    biases = 392 * (5 + 2) + 12 + 6 * (5 + 2) + 10
+    stacked = (392 + 6) * (2 * 5 + 5 * 2) + 784 * 12 + 12 * 10
+    dense = 784 * 500 + 500 * 300 + 300 * 10
+    assert parameters(create_model("bunit_mlp")) == stacked + biases == 20_296
+    assert parameters(create_model("mlp")) == dense + 500 + 300 + 10 == 545_810
     # What the docstring says of it.
-    assert 1 - stacked / dense == pytest.approx(0.9660, abs=5e-5)
-    assert 1 - 17_162 / 478_874 == pytest.approx(0.9642, abs=5e-5)
+    assert 2 * stacked == 34_976
+    assert 1 - stacked / dense == pytest.approx(0.9679, abs=5e-5)
+    assert 1 - 20_296 / 545_810 == pytest.approx(0.9628, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", ["bunit_cnn", "cnn", "bunit_mlp", "mlp"])
-@pytest.mark.parametrize("channels, size", [(1, 8), (1, 28), (3, 32), (2, (1, 1)), (1, (5, 7))])
+@pytest.mark.parametrize("channels, size", [(1, 8), (1, 28), (3, 32), (2, (2, 2)), (1, (5, 7))])
 def test_any_image_size_trains(name, channels, size):
     model = create_model(name, num_classes=7, in_channels=channels, image_size=size)
     height, width = (size, size) if isinstance(size, int) else size

@@ -1,6 +1,16 @@
-"""``python -m bunit_kernels.models``: the table of the README, counted anew."""
+"""``python -m bunit_kernels.models``: the table of the README, counted anew; with ``--paper``
+that of the paper's networks, by its own convention."""
 
+import argparse
+
+from .paper_networks import paper_table
 from .summary import summary_table
 
 if __name__ == "__main__":
-    print(summary_table())
+    parser = argparse.ArgumentParser(
+        prog="python -m bunit_kernels.models", description="Sizes of the ready-made networks."
+    )
+    parser.add_argument(
+        "--paper", action="store_true", help="the paper's networks beside what it prints"
+    )
+    print(paper_table() if parser.parse_args().paper else summary_table())

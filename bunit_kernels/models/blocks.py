@@ -50,15 +50,18 @@ def height_and_width(image_size: ImageSize) -> tuple[int, int]:
     return sizes
 
 
-def form_of(form: str | None, image_size: ImageSize) -> str:
-    """Which of its two forms a backbone takes: ``form`` itself, or, where that is ``None``,
+def form_of(
+    form: str | None, image_size: ImageSize, forms: Sequence[str] = ("imagenet", "cifar")
+) -> str:
+    """Which of its forms a backbone takes: ``form`` itself, or, where that is ``None``,
     ``"cifar"`` for images of which no side is above 64 and ``"imagenet"`` for others.
 
     Raises:
-        ValueError: another form, or see ``height_and_width``.
+        ValueError: a form that is none of ``forms``, or see ``height_and_width``.
     """
-    if form not in ("imagenet", "cifar", None):
-        raise ValueError(f'form must be "imagenet", "cifar" or None, got {form!r}')
+    if form is not None and form not in forms:
+        expected = ", ".join(f'"{name}"' for name in forms)
+        raise ValueError(f"form must be {expected} or None, got {form!r}")
     small = max(height_and_width(image_size)) <= 64
     return form or ("cifar" if small else "imagenet")
 

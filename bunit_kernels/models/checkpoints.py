@@ -26,9 +26,9 @@ _LENET = (
     ("fc_out.", "head."),
 )
 _CNN = (
-    ("norm_layer_1.", "stem."),
+    ("norm_layer_1.", "normal1."),
     ("unit_layer_1.", "stack1."),
-    ("norm_layer_2.", "mix."),
+    ("norm_layer_2.", "normal2."),
     ("unit_layer_2.", "stack2."),
     ("fc_out.", "head."),
 )

@@ -15,7 +15,7 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
 
 
 def _stack(unit: str, in_channels: int, out_channels: int, stride: int) -> StackedConv2d:
-    return StackedConv2d(*fit_units(unit, in_channels, out_channels), stride=stride)
+    return StackedConv2d(fit_units(unit, in_channels, out_channels), stride=stride)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:

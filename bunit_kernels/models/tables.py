@@ -7,7 +7,13 @@ are repeated in turn over its blocks, and a stage that the table leaves out is n
     {"layer2": "2-4-m", "layer3": ("normal", "2-4-m", "2-4-m")}
 
 The last width of a unit may be ``m``: what the block's channels ask for, ``out_channels / units``.
-It is 2 in a 2-4-m unit of a block that keeps its width, and 4 where the block doubles it.
+It is 2 in a 2-4-m unit of a block that keeps its width, and 4 where the block doubles it. A hybrid
+layer is a sum of kinds with their shares: ``"3 x 2-4-m + 1 x 2-5-m"`` is three units of the first
+kind for each of the second.
+
+In place of a table ``"r"`` asks for the paper's strategy r, "all blocks but the first and the last
+are replaced". **Our reading**: a block is a stage of the network, as in the authors' public
+ResNet-18, whose first and last stages are normal.
 
 A network built from a table has it as its attribute ``units``, expanded: an entry a block.
 """
@@ -23,7 +29,30 @@ Table = Mapping[str, str | Sequence[str]]
 
 NORMAL = "normal"
 
+#: The paper's strategy r, in place of a table.
+R = "r"
+
+_KIND = re.compile(r"\s*(?:(\d+) x )?(\S+)\s*")
 _OPEN_END = re.compile(r"-m(?=$|:)")
+
+
+def choose_table(
+    units: Table | str | None, default: Table, stages: Sequence[str], inner: Table | None = None
+) -> Table:
+    """The table that a network's argument ``units`` asks for.
+
+    Args:
+        units: ``None`` for ``default``, ``"r"`` for ``inner``, or a table, which is returned.
+        stages: names of the network's stages in order.
+        inner: the table of strategy r; ``None`` for ``default`` without the first and last stage.
+    """
+    if units is None:
+        return default
+    if units != R:
+        return units
+    if inner is not None:
+        return inner
+    return {s: entry for s, entry in default.items() if s not in (stages[0], stages[-1])}
 
 
 def expand_table(table: Table, stages: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
@@ -57,24 +86,39 @@ def _repeat(stage: str, entries: str | Sequence[str], blocks: int) -> tuple[str,
     return tuple(str(entries[block % len(entries)]) for block in range(blocks))
 
 
-def fit_units(unit: str, in_channels: int, out_channels: int) -> tuple[UnitSpec, int]:
-    """The unit with its ``m`` settled, and how many of it lead from ``in_channels`` to
-    ``out_channels``.
+def fit_units(entry: str, in_channels: int, out_channels: int) -> tuple[UnitSpec, ...]:
+    """The units of a stacked layer from ``in_channels`` to ``out_channels``, their ``m`` settled;
+    units of one kind are neighbours.
 
     Raises:
-        ValueError: no number of such units does, or ``unit`` does not parse.
+        ValueError: no number of such units does, or ``entry`` does not parse.
     """
-    spec = UnitSpec(_OPEN_END.sub("-1", unit))
-    count, rest = divmod(in_channels, spec.in_channels)
-    if rest == 0 and _OPEN_END.search(unit):
-        width, rest = divmod(out_channels, count)
-        if rest == 0:
-            spec = UnitSpec((*spec.widths[:-1], width), spec.kernel_size)
+    kinds = [_parse_kind(entry, part) for part in entry.split("+")]
+    specs = [(n, UnitSpec(_OPEN_END.sub("-1", unit))) for n, unit in kinds]
+    turns, rest = divmod(in_channels, sum(n * spec.in_channels for n, spec in specs))
+    free = sum(n for n, unit in kinds if _OPEN_END.search(unit))
+    taken = sum(n * s.out_channels for (n, s), (_, u) in zip(specs, kinds, strict=True)
+                if not _OPEN_END.search(u))  # fmt: skip
+    width = 1
+    if rest == 0 and free:
+        width, rest = divmod(out_channels - turns * taken, turns * free)
     elif rest == 0:
-        rest = out_channels - count * spec.out_channels
-    if rest:
+        rest = out_channels - turns * taken
+    if rest or width < 1:
         raise ValueError(
-            f"units {unit} do not lead from {in_channels} to {out_channels} channels: their first "
+            f"units {entry} do not lead from {in_channels} to {out_channels} channels: their first "
             f"widths must add up to {in_channels}, their last to {out_channels}"
         )
-    return spec, count
+    return tuple(
+        UnitSpec(_OPEN_END.sub(f"-{width}", unit)) for n, unit in kinds for _ in range(turns * n)
+    )
+
+
+def _parse_kind(entry: str, part: str) -> tuple[int, str]:
+    match = _KIND.fullmatch(part)
+    if match is None or match[1] == "0":
+        raise ValueError(
+            f"cannot parse {part.strip()!r} of the units {entry!r}: expected a unit such as "
+            '"2-4-m", or "3 x 2-4-m", at least 1 of it'
+        )
+    return int(match[1] or 1), match[2]
