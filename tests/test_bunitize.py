@@ -101,7 +101,7 @@ def test_units_always_lead_from_one_number_of_channels_to_the_other():
 
 @pytest.mark.parametrize(
     "unit, message",
-    [("2-4", "needs a hidden layer"), ("2-4-2:k5", "kernel size is that of"), ("two", "parse")],
+    [("2-4", "needs a hidden layer"), ("2-4-2:k3,2", "must be odd to keep the size, got 2"), ("two", "parse")],
 )
 def test_units_that_are_none(unit, message):
     with pytest.raises(ValueError, match=message):

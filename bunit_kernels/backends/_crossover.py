@@ -147,8 +147,8 @@ def torch_errs(geometry: ConvGeometry, x: Tensor) -> bool:
     if x.dtype not in (torch.bfloat16, torch.float16):
         return False
     sizes = geometry.level_sizes(*x.shape[2:])
-    kernel = geometry.layout.levels[0].blocks[0][2]
-    if geometry.pads[0] > geometry.dilation * (kernel - 1):
+    kernels = [level.units[0].kernel for level in geometry.layout.levels]
+    if any(geometry.pad(k) > geometry.dilation * (k - 1) for k in kernels):
         return True
     if any(min(size) < geometry.dilation for size in sizes[:-1]):
         return True

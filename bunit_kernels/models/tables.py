@@ -23,7 +23,7 @@ Table = Mapping[str, str | Sequence[str]]
 
 NORMAL = "normal"
 
-_OPEN_END = re.compile(r"-m(?=$|:)")
+_OPEN_END = re.compile(r"^\s*(\d+)((?:-\d+)*)-m(?=$|:)")
 
 
 def expand_table(table: Table, stages: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
@@ -64,15 +64,15 @@ def fit_units(unit: str, in_channels: int, out_channels: int) -> tuple[UnitSpec,
     Raises:
         ValueError: no number of such units does, or ``unit`` does not parse.
     """
-    spec = UnitSpec(_OPEN_END.sub("-1", unit))
-    count, rest = divmod(in_channels, spec.in_channels)
-    if rest == 0 and _OPEN_END.search(unit):
-        width, rest = divmod(out_channels, count)
-        if rest == 0:
-            spec = UnitSpec((*spec.widths[:-1], width), spec.kernel_size)
-    elif rest == 0:
-        rest = out_channels - count * spec.out_channels
-    if rest:
+
+    def settled(match: re.Match) -> str:
+        count = max(1, in_channels // max(1, int(match[1])))
+        return f"{match[1]}{match[2]}-{max(1, out_channels // count)}"
+
+    spec = UnitSpec(_OPEN_END.sub(settled, unit))  # settled first: groups must divide it
+    count = in_channels // spec.in_channels
+    widths = (count * spec.in_channels, count * spec.out_channels)
+    if widths != (in_channels, out_channels):
         raise ValueError(
             f"units {unit} do not lead from {in_channels} to {out_channels} channels: their first "
             f"widths must add up to {in_channels}, their last to {out_channels}"
