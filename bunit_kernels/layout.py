@@ -147,7 +147,7 @@ class StackLayout:
 
     ``kernel_size`` is what units that name none get; ``None`` makes the units linear. ``levels``
     tell where each level's weights lie; ``stages`` are the levels as stacks of their own. A block
-    is as wide as its narrower side, in or out; ``width`` is that of the widest, by which ``auto``
+    (:class:`Level`) is as wide as its narrower side, in or out; ``width`` is that of the widest, by which ``auto``
     chooses. ``linear_rows`` are linear units as the operators take them: rows
     ``(count, c0, ..., cL)``, one a run of equal neighbours.
     """

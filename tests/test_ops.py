@@ -105,6 +105,13 @@ UNIT_LINEAR_CHECKS = (
     LinearCase(("2-4-1", "3-1-2"), size=(2, 3), bias=False, out_activation="gelu"),
 )
 
+
+
+def in_one_launch(cases):
+    """Those that whole-unit operators take."""
+    return tuple(case for case in cases if case.geometry.rows is not None)
+
+
 #: Every operator, the cases it is checked on, and the named cases of other tests that fit it.
 OPERATORS = {
     "stacked_conv2d": (LEVEL_CHECKS, LEVEL_CONVS),
@@ -114,11 +121,11 @@ OPERATORS = {
     "stacked_linear": (LINEAR_CHECKS, LEVEL_LINEARS),
     "stacked_linear_grad_input": (LINEAR_CHECKS, LEVEL_LINEARS),
     "stacked_linear_grad_weight": (LINEAR_CHECKS, LEVEL_LINEARS),
-    "stacked_unit_conv2d": (UNIT_CHECKS, UNIT_CONVS),
+    "stacked_unit_conv2d": (UNIT_CHECKS, in_one_launch(UNIT_CONVS)),
     "stacked_unit_linear": (UNIT_LINEAR_CHECKS, UNIT_LINEARS),
     "stacked_unit_linear_backward": (UNIT_LINEAR_CHECKS, UNIT_LINEARS),
-    "stacked_unit_conv2d_train": (UNIT_CHECKS, TRAIN_CONVS),
-    "stacked_unit_conv2d_train_backward": (UNIT_CHECKS, TRAIN_CONVS),
+    "stacked_unit_conv2d_train": (UNIT_CHECKS, in_one_launch(TRAIN_CONVS)),
+    "stacked_unit_conv2d_train_backward": (UNIT_CHECKS, in_one_launch(TRAIN_CONVS)),
 }
 
 
@@ -341,13 +348,15 @@ def test_flops_of_a_forward_and_backward_pass(name, training):
             counts[which] = flops(lambda: layer(x).sum().backward())
             forward[which] = flops(lambda: layer(x))
     assert forward["cpp"] == forward["reference"]
-    assert counts["reference"] == 3 * forward["reference"]
+    passes = 3 * forward["reference"]
+    if not any("g" in str(unit) for unit in layer.units):  # PyTorch counts no groups on the way back
+        assert counts["reference"] == passes
     height, width = layer.geometry.output_size(*x.shape[2:])
     blocks = layer.geometry.layout.levels[-1].blocks
     weights = sum(c_in * c_out * k * k for c_in, c_out, k in blocks)
     hidden = forward["cpp"] - 2 * len(x) * height * width * weights
-    whole_unit = layer.norms is None or not training
-    assert counts["cpp"] == counts["reference"] + (hidden if whole_unit else 0)
+    whole_unit = layer.geometry.rows is not None and (layer.norms is None or not training)
+    assert counts["cpp"] == passes + (hidden if whole_unit else 0)
 
 
 @pytest.mark.parametrize("name", LINEAR_LAYERS)
@@ -445,7 +454,7 @@ def wrong_calls():
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in TRAIN_CONVS if len(c.geometry.layout.levels) > 1], ids=str
+    "case", [c for c in in_one_launch(TRAIN_CONVS) if len(c.geometry.layout.levels) > 1], ids=str
 )
 def test_recomputing_changes_what_is_kept_and_nothing_else(case):
     forward, backward = "stacked_unit_conv2d_train", "stacked_unit_conv2d_train_backward"
