@@ -2,7 +2,7 @@
 
 A *level* of a stacked layer is one block-diagonal convolution (or linear map). A unit is one block
 of it, or as many as it has groups there: a group is a smaller unit beside others. The weights are
-packed into one tensor, unit after unit and group after group, each block as ``[c_out, c_in, k, k]``:
+packed into one tensor, unit after unit, group after group, each block as ``[c_out, c_in, k, k]``:
 
 * all blocks alike: ``[sum(c_out), c_in, k, k]``, which is a grouped convolution's weight
   (``[sum(c_out), c_in]`` for linear units);
@@ -134,7 +134,7 @@ class Level:
         return values.index_select(0, index).view(self.weight_shape)
 
     def kinds(self) -> dict[tuple[int, int, int | None], list[int]]:
-        """Blocks by shape: ``(c_in, c_out, k)`` -> indices of the blocks that have it, ascending."""
+        """Blocks by shape: ``(c_in, c_out, k)`` -> indices of those that have it, ascending."""
         kinds: dict[tuple[int, int, int | None], list[int]] = {}
         for index, block in enumerate(self.blocks):
             kinds.setdefault(block, []).append(index)
@@ -147,8 +147,8 @@ class StackLayout:
 
     ``kernel_size`` is what units that name none get; ``None`` makes the units linear. ``levels``
     tell where each level's weights lie; ``stages`` are the levels as stacks of their own. A block
-    (:class:`Level`) is as wide as its narrower side, in or out; ``width`` is that of the widest, by which ``auto``
-    chooses. ``linear_rows`` are linear units as the operators take them: rows
+    (:class:`Level`) is as wide as its narrower side, in or out; ``width`` is that of the widest, by
+    which ``auto`` chooses. ``linear_rows`` are linear units as the operators take them: rows
     ``(count, c0, ..., cL)``, one a run of equal neighbours.
     """
 

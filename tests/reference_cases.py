@@ -285,7 +285,9 @@ UNIT_CONVS = (
     ConvCase("4-24-24-4:k1,3,1:g1,24,1", 2, size=(2, 9, 8), residual="relu"),
     ConvCase("2-6-6-3:k1,5,1:g1,6,1", 3, size=(3, 8, 7), stride=2, layout="channels_last"),
     ConvCase(("4-8-8-2:k1,3,1:g1,8,1", "2-3-4-3", "2-4-2-4:k5:g2"), size=(2, 9, 8), stride=2),
-    ConvCase(("4-8-4:g1,2", "2-4-2", "3-6-2:k5,1:g3,1"), size=(3, 7, 9), dilation=2, residual="relu"),
+    ConvCase(
+        ("4-8-4:g1,2", "2-4-2", "3-6-2:k5,1:g3,1"), size=(3, 7, 9), dilation=2, residual="relu"
+    ),
     ConvCase("2-6-6-2:k1,3,2:g1,6,2", 2, size=(2, 6, 5), padding=1, activation="hardswish"),
     ConvCase("3-6-3:k3,1:g3,1", 2, padding=0, layout="sliced", grad_layout="transposed"),
     ConvCase("4-8-4:g2", 3, stride=2, layout="channels_last", grad_layout="channels_last"),

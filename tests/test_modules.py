@@ -140,7 +140,9 @@ def test_norms_without_parameters_or_running_statistics(every_backend):
             expected = x
             for i, level in enumerate(replaced.geometry.levels):
                 weight = replaced.weights[i]
-                z = nn.functional.conv2d(expected, weight, None, 1, level.pad(level.layout.kernel_size), groups=5)
+                z = nn.functional.conv2d(
+                    expected, weight, None, 1, level.pad(level.layout.kernel_size), groups=5
+                )
                 expected = copy.deepcopy(replaced.norms[i])(z).relu()
             assert_near(replaced(x), expected, NEAR)
 

@@ -106,7 +106,6 @@ UNIT_LINEAR_CHECKS = (
 )
 
 
-
 def in_one_launch(cases):
     """Those that whole-unit operators take."""
     return tuple(case for case in cases if case.geometry.rows is not None)
@@ -349,7 +348,9 @@ def test_flops_of_a_forward_and_backward_pass(name, training):
             forward[which] = flops(lambda: layer(x))
     assert forward["cpp"] == forward["reference"]
     passes = 3 * forward["reference"]
-    if not any("g" in str(unit) for unit in layer.units):  # PyTorch counts no groups on the way back
+    if not any(
+        "g" in str(unit) for unit in layer.units
+    ):  # PyTorch counts no groups on the way back
         assert counts["reference"] == passes
     height, width = layer.geometry.output_size(*x.shape[2:])
     blocks = layer.geometry.layout.levels[-1].blocks

@@ -253,7 +253,9 @@ def test_bad_groups(groups):
         UnitSpec("4-8-4", groups=groups)
 
 
-@pytest.mark.parametrize("text", ["4-8:g", "4-8:k3,", "4-8:g2:k3", "4-8:k,3", "4-8:g2.5", "4-8:gg2"])
+@pytest.mark.parametrize(
+    "text", ["4-8:g", "4-8:k3,", "4-8:g2:k3", "4-8:k,3", "4-8:g2.5", "4-8:gg2"]
+)
 def test_kernel_sizes_and_groups_that_do_not_parse(text):
     with pytest.raises(ValueError, match="cannot parse unit"):
         UnitSpec(text)

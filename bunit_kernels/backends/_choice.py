@@ -7,8 +7,8 @@ import os
 import torch
 
 from ..layout import ConvGeometry, StackLayout
-from ._crossover import prefers_torch
 from ._by_level import ByLevel
+from ._crossover import prefers_torch
 from .base import Backend
 from .cpp import Cpp
 from .cuda import Cuda

@@ -149,7 +149,8 @@ class StackedConv2d(StackedLayer):
             return nn.Conv2d(
                 like.c_in, like.c_out, like.kernel, self.stride if level == 0 else 1,
                 self.geometry.pad(like.kernel), self.dilation, like.groups,
-                bias=self.biases is not None, device=self.weights[0].device, dtype=self.weights[0].dtype,
+                bias=self.biases is not None, device=self.weights[0].device,
+                dtype=self.weights[0].dtype,
             )  # fmt: skip
 
         def norm(width: int) -> nn.BatchNorm2d:
@@ -176,8 +177,10 @@ class StackedConv2d(StackedLayer):
         convs = [conv for chain in chains for conv in chain.linears]
         dilation = the_same((conv.dilation[0] for conv in convs), "dilation")
         same = all(_padding(c) == dilation * (c.kernel_size[0] - 1) / 2 for c in convs)
-        padding = "same" if same else the_same(
-            map(_padding, convs), "padding where not every level keeps the size"
+        padding = (
+            "same"
+            if same
+            else the_same(map(_padding, convs), "padding where not every level keeps the size")
         )
         first = chains[0]
         weight = first.linears[0].weight
