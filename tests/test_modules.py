@@ -267,9 +267,10 @@ def test_dtypes(dtype, training, every_backend):
     assert all(p.grad.dtype == dtype for p in layer.parameters())
 
 
+@pytest.mark.parametrize("name", ["hybrid", "light hybrid"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_autocast_keeps_parameters_and_statistics_in_float32(training, every_backend):
-    layer = conv_layer("hybrid").train(training)
+def test_autocast_keeps_parameters_and_statistics_in_float32(training, name, every_backend):
+    layer = conv_layer(name).train(training)
     x = image(layer)
     expected = run_units(copy.deepcopy(layer).double().to_units(), x.double())
     with torch.autocast("cpu", torch.bfloat16):

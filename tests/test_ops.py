@@ -254,6 +254,22 @@ def test_training_has_a_second_derivative_by_pytorchs_operators(name):
         assert torch.autograd.gradgradcheck(layer, x, fast_mode=True)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_units_that_go_by_level_are_differentiable_twice(training, every_backend):
+    units = ["2-4-2:k1,3:g1,2", "1-2-1"]
+    layer = StackedConv2d(units, activation="silu", out_activation="gelu", dtype=torch.float64)
+    layer.train(training)
+    leaves = [image(layer, size=(3, 2)).requires_grad_(), *layer.weights]
+
+    def function(x, *weights):
+        names = [f"weights.{i}" for i in range(len(weights))]
+        state = dict(zip(names, weights, strict=True))
+        return torch.func.functional_call(layer, state, (x,))
+
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+
 @pytest.mark.parametrize("case", SMALL_UNIT_LINEARS, ids=str)
 def test_linear_units_are_differentiable_twice(case, every_backend):
     """As users call them, and not straight from ``torch.ops``."""

@@ -14,9 +14,9 @@ bench/crossover.py``, torch 2.13.0 (CPU build), on two otherwise idle cores of v
   taken to be like these.
 
 Depthwise levels (``depthwise_prefers_torch``) have a rule of their own, measured with AVX-512 in
-float32. PyTorch's best time over ours: 3x3 1.25 without and 0.74 with gradients, of stride 2 0.84 and
-0.53; 5x5 0.94 and 1.27. 5x5 of stride 2 is taken to lose as much by its stride as 3x3, and larger
-kernels to be like 5x5. Units that go level by level are chosen for at each level.
+float32. PyTorch's best time over ours: for 3x3 1.25 without and 0.74 with gradients, with stride 2
+0.84 and 0.53; for 5x5 0.94 and 1.27. 5x5 of stride 2 is taken to lose as much by its stride as 3x3,
+larger kernels to be like 5x5. Units that go level by level are chosen for at each level.
 
 CUDA: one width, by arithmetic and not measured: our kernels run on the plain FMA units, and a
 convolution on tensor cores pays once its tiles of 16 channels are full. Triton's kernels for such

@@ -53,9 +53,9 @@ def _initialise_units(layer: StackedConv2d, near_identity: bool) -> None:
 
 
 def _add_identity(weight: Tensor) -> None:
-    """Adds to the weight ``[c_out, c_in, k, k]`` of a unit, or of one of its groups, what copies its
-    input channels, by turns, to its output channels (of more inputs than outputs each output has
-    the sum of some). Of an input of variance 1 what is drawn makes one of ``2 * c_in / c_out``.
+    """Adds to the weight ``[c_out, c_in, k, k]`` of a unit, or of one of its groups, what copies
+    input channels, by turns, to output channels (of more inputs than outputs each output has the
+    sum of some). Of an input of variance 1 what is drawn makes one of ``2 * c_in / c_out``.
     """
     c_out, c_in, k, _ = weight.shape
     copies = max(1.0, c_in / c_out)
