@@ -50,8 +50,7 @@ class ByKind(nn.Module):
         layout = case.layer.layout
         kinds: dict = {}
         for unit, spec in enumerate(layout.units):
-            key = (spec.widths[: case.depth + 1], spec.kernel_size)
-            kinds.setdefault(key, []).append(unit)
+            kinds.setdefault(tuple(map(spec.level, range(case.depth))), []).append(unit)
         self.kinds = list(kinds.values())
         self.chains = nn.ModuleList(merge([chains[u] for u in units]) for units in self.kinds)
         inputs = _channels(layout.levels[0].in_widths)
@@ -94,7 +93,7 @@ def merge(chains: Sequence[nn.Sequential]) -> nn.Sequential:
     merged = []
     for modules in zip(*chains, strict=True):
         if isinstance(modules[0], nn.Conv2d):
-            merged.append(_convolution(modules, groups=len(modules)))
+            merged.append(_convolution(modules, groups=sum(m.groups for m in modules)))
             merged[-1].weight.copy_(torch.cat([m.weight for m in modules]))
         elif isinstance(modules[0], NORMS):
             merged.append(_norm(modules))
@@ -110,7 +109,8 @@ def densify(chains: Sequence[nn.Sequential]) -> nn.Sequential:
     for modules in zip(*chains, strict=True):
         if isinstance(modules[0], nn.Conv2d):
             merged.append(_convolution(modules, groups=1))
-            _fill_blocks(merged[-1].weight, [m.weight for m in modules])
+            blocks = [block for m in modules for block in m.weight.chunk(m.groups)]
+            _fill_blocks(merged[-1].weight, blocks)
         elif isinstance(modules[0], nn.Linear):
             merged.append(_linear(modules))
             _fill_blocks(merged[-1].weight, [m.weight for m in modules])

@@ -239,15 +239,14 @@ def dense_layer(case):
 @peer("unfold + bmm", "other", directions=("eval", "level"), kinds=("conv",), uniform=True)
 def unfold_bmm(case):
     """im2col and one batched product a level, a few images at a time."""
-    units = case.layer.layout.num_units
     modules = ByKind(case, fold if case.direction == "eval" else None).chains[0]
     largest = max(m.in_channels * 9 for m in modules if isinstance(m, nn.Conv2d))
     chunk = max(1, UNFOLD_VALUES // (largest * max(case.sizes())))
 
     def level(x, conv):
         columns = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
-        columns = columns.view(x.shape[0], units, -1, columns.shape[-1])
-        y = conv.weight.view(units, conv.out_channels // units, -1) @ columns
+        columns = columns.view(x.shape[0], conv.groups, -1, columns.shape[-1])
+        y = conv.weight.view(conv.groups, conv.out_channels // conv.groups, -1) @ columns
         side = -(-x.shape[-1] // conv.stride[0])
         y = y.view(x.shape[0], conv.out_channels, side, side)
         return y if conv.bias is None else y.add_(conv.bias.view(-1, 1, 1))

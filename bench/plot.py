@@ -64,6 +64,7 @@ def widths(found: dict, plt) -> object:
             for g in found["groups"]
             if g["direction"] == direction
             and (g["workload"]["batch"], g["workload"]["size"]) == (32, 28)
+            and ":" not in g["workload"]["units"]
         ]
         if not groups:
             sys.exit(f"nothing to plot: no {direction} group of N=32, 28x28")

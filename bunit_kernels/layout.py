@@ -1,9 +1,10 @@
 """Where each unit of a stacked layer finds its channels and its weights.
 
-A *level* of a stacked layer is one block-diagonal convolution (or linear map). Its weights are
-packed into one tensor, unit after unit, each unit's block as ``[c_out, c_in, k, k]``:
+A *level* of a stacked layer is one block-diagonal convolution (or linear map). A unit is one block
+of it, or as many as it has groups there: a group is a smaller unit beside others. The weights are
+packed into one tensor, unit after unit, group after group, each block as ``[c_out, c_in, k, k]``:
 
-* all units alike: ``[sum(c_out), c_in, k, k]``, which is a grouped convolution's weight
+* all blocks alike: ``[sum(c_out), c_in, k, k]``, which is a grouped convolution's weight
   (``[sum(c_out), c_in]`` for linear units);
 * otherwise, where no such shape exists: ``[n, 1, 1, 1]`` (``[n, 1]`` for linear units), flat, but
   with the number of dimensions a weight has, so that filters which exempt vectors from weight
@@ -12,9 +13,11 @@ packed into one tensor, unit after unit, each unit's block as ``[c_out, c_in, k,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,21 +50,45 @@ def resolve_units(units: Units, num_units: int | None = None) -> tuple[UnitSpec,
     return specs
 
 
-@dataclass(frozen=True)
-class Level:
-    """One level: for each unit its ``(c_in, c_out, k)``; ``k`` is ``None`` for linear units.
+class UnitLevel(NamedTuple):
+    """One level of one unit: channels in and out, kernel size (``None`` for linear units), groups.
 
-    ``in_widths``, ``out_widths`` and ``weight_sizes`` are each unit's channels and its number of
-    weights; ``in_channels`` and ``out_channels`` are sums over units. ``uniform`` says whether all
-    units are alike, which decides ``weight_shape``, the packed weight's.
+    ``block`` is the shape ``(c_in, c_out, k)`` of one of its groups.
     """
 
-    blocks: tuple[tuple[int, int, int | None], ...]
+    c_in: int
+    c_out: int
+    kernel: int | None
+    groups: int = 1
+
+    @property
+    def block(self) -> tuple[int, int, int | None]:
+        return self.c_in // self.groups, self.c_out // self.groups, self.kernel
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """As of the unit's own convolution or linear map: ``(c_out, c_in / groups, k, k)``."""
+        shape = (self.c_out, self.c_in // self.groups)
+        return shape if self.kernel is None else (*shape, self.kernel, self.kernel)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of all units.
+
+    ``in_widths``, ``out_widths`` and ``weight_sizes`` are each unit's channels and its number of
+    weights; ``in_channels`` and ``out_channels`` are sums over units. ``blocks`` are the shapes
+    ``(c_in, c_out, k)`` of all blocks in order, one a unit and group. ``uniform`` says whether
+    they are alike, which decides ``weight_shape``, the packed weight's.
+    """
+
+    units: tuple[UnitLevel, ...]
     in_widths: tuple[int, ...] = field(init=False, repr=False, compare=False)
     out_widths: tuple[int, ...] = field(init=False, repr=False, compare=False)
     weight_sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
     in_channels: int = field(init=False, repr=False, compare=False)
     out_channels: int = field(init=False, repr=False, compare=False)
+    blocks: tuple[tuple[int, int, int | None], ...] = field(init=False, repr=False, compare=False)
     uniform: bool = field(init=False, repr=False, compare=False)
     weight_shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
@@ -69,28 +96,23 @@ class Level:
         def put(name, value):
             object.__setattr__(self, name, value)
 
-        put("in_widths", tuple(c_in for c_in, _, _ in self.blocks))
-        put("out_widths", tuple(c_out for _, c_out, _ in self.blocks))
-        put("weight_sizes", tuple(i * o * (1 if k is None else k * k) for i, o, k in self.blocks))
+        put("in_widths", tuple(unit.c_in for unit in self.units))
+        put("out_widths", tuple(unit.c_out for unit in self.units))
+        put("weight_sizes", tuple(math.prod(unit.weight_shape) for unit in self.units))
         put("in_channels", sum(self.in_widths))
         put("out_channels", sum(self.out_widths))
+        put("blocks", tuple(unit.block for unit in self.units for _ in range(unit.groups)))
         put("uniform", len(set(self.blocks)) == 1)
-        c_in, _, k = self.blocks[0]
-        kernel = () if k is None else (k, k)
+        inner = self.units[0].weight_shape[1:]
         if self.uniform:
-            put("weight_shape", (self.out_channels, c_in, *kernel))
+            put("weight_shape", (self.out_channels, *inner))
         else:
-            put("weight_shape", (sum(self.weight_sizes),) + (1,) * (1 + len(kernel)))
-
-    def block_shape(self, unit: int) -> tuple[int, ...]:
-        """Shape of one unit's weight: ``(c_out, c_in, k, k)``, or ``(c_out, c_in)``."""
-        c_in, c_out, k = self.blocks[unit]
-        return (c_out, c_in) if k is None else (c_out, c_in, k, k)
+            put("weight_shape", (sum(self.weight_sizes),) + (1,) * len(inner))
 
     def unpack(self, weight: Tensor) -> list[Tensor]:
-        """Packed weight -> one view a unit."""
+        """Packed weight -> one view a unit, shaped as its ``weight_shape``."""
         parts = weight.reshape(-1).split(self.weight_sizes)
-        return [part.view(self.block_shape(u)) for u, part in enumerate(parts)]
+        return [part.view(u.weight_shape) for u, part in zip(self.units, parts, strict=True)]
 
     def pack(self, weights: Iterable[Tensor]) -> Tensor:
         """One weight a unit -> packed weight (a copy)."""
@@ -101,23 +123,21 @@ class Level:
         over all weights that lead to its channel."""
         if self.uniform:
             return values.view(-1, *(1,) * (len(self.weight_shape) - 1))
-        channels = [
-            c
-            for (c_in, _, k), first, width in zip(
-                self.blocks, accumulate(self.out_widths, initial=0), self.out_widths, strict=False
-            )
-            for c in range(first, first + width)
-            for _ in range(c_in * (1 if k is None else k * k))
-        ]
+        repeats = (
+            size // width
+            for size, width in zip(self.weight_sizes, self.out_widths, strict=True)
+            for _ in range(width)
+        )
+        channels = [c for c, count in enumerate(repeats) for _ in range(count)]
         # By index: ONNX has no repeat_interleave of a known size.
         index = torch.tensor(channels, device=values.device)
         return values.index_select(0, index).view(self.weight_shape)
 
     def kinds(self) -> dict[tuple[int, int, int | None], list[int]]:
-        """Units by shape: ``(c_in, c_out, k)`` -> indices of the units that have it, ascending."""
+        """Blocks by shape: ``(c_in, c_out, k)`` -> indices of those that have it, ascending."""
         kinds: dict[tuple[int, int, int | None], list[int]] = {}
-        for unit, block in enumerate(self.blocks):
-            kinds.setdefault(block, []).append(unit)
+        for index, block in enumerate(self.blocks):
+            kinds.setdefault(block, []).append(index)
         return kinds
 
 
@@ -127,8 +147,8 @@ class StackLayout:
 
     ``kernel_size`` is what units that name none get; ``None`` makes the units linear. ``levels``
     tell where each level's weights lie; ``stages`` are the levels as stacks of their own. A block
-    is as wide as its narrower side, in or out; ``width`` is that of the widest, by which ``auto``
-    chooses. ``linear_rows`` are linear units as the operators take them: rows
+    (:class:`Level`) is as wide as its narrower side, in or out; ``width`` is that of the widest, by
+    which ``auto`` chooses. ``linear_rows`` are linear units as the operators take them: rows
     ``(count, c0, ..., cL)``, one a run of equal neighbours.
     """
 
@@ -144,15 +164,13 @@ class StackLayout:
         if k is not None and (type(k) is not int or k < 1):
             raise ValueError(f"kernel_size must be an int of at least 1, got {k!r}")
         if k is None:
-            named = next((u for u in self.units if u.kernel_size is not None), None)
-            if named is not None:
-                raise ValueError(f"linear units have no kernel size, got {named}")
-        kernel_sizes = [u.kernel_size or self.kernel_size for u in self.units]
+            self._check_linear()
+        kernels = [u.level_kernels(k) for u in self.units]
         levels = tuple(
             Level(
                 tuple(
-                    (u.widths[i], u.widths[i + 1], k)
-                    for u, k in zip(self.units, kernel_sizes, strict=True)
+                    UnitLevel(u.widths[i], u.widths[i + 1], own[i], u.level_groups[i])
+                    for u, own in zip(self.units, kernels, strict=True)
                 )
             )
             for i in range(self.units[0].depth)
@@ -164,6 +182,13 @@ class StackLayout:
         object.__setattr__(self, "stages", stages)
         object.__setattr__(self, "linear_rows", self._linear_rows())
 
+    def _check_linear(self) -> None:
+        for unit in self.units:
+            if unit.kernel_size is not None:
+                raise ValueError(f"linear units have no kernel size, got {unit}")
+            if unit.groups != 1:
+                raise ValueError(f"linear units have no groups, got {unit}")
+
     def _linear_rows(self) -> tuple[int, ...]:
         rows: list[int] = []
         for widths, run in groupby(u.widths for u in self.units):
@@ -172,8 +197,7 @@ class StackLayout:
 
     def _stage(self, level: int) -> StackLayout:
         """The stack of one-level units that a level is."""
-        units = tuple(UnitSpec(u.widths[level : level + 2], u.kernel_size) for u in self.units)
-        return StackLayout(units, self.kernel_size)
+        return StackLayout(tuple(u.level(level) for u in self.units), self.kernel_size)
 
     @property
     def num_units(self) -> int:
@@ -204,10 +228,13 @@ class ConvGeometry:
     """A convolutional stack together with stride, padding and dilation.
 
     ``stride`` sits on the first level. ``padding="same"`` pads every level by
-    ``dilation * (k - 1) / 2`` on each side; an int pads every level by as much. ``pads`` are what
-    that comes to for each unit; ``rows`` are the units as the operators take them, rows
-    ``(count, k, pad, c0, ..., cL)``, one a run of equal neighbours; ``levels`` are the levels as
-    geometries of their own.
+    ``dilation * (k - 1) / 2`` on each side, ``k`` its own kernel size; an int pads every level by
+    as much. ``levels`` are the levels as geometries of their own.
+
+    ``rows`` are the units as the operators take them, rows ``(count, k, pad, c0, ..., cL)``, one a
+    run of equal neighbours; a unit whose levels all have the same groups is as many smaller units.
+    They are ``None`` where no such rows say it, some unit having other kernel sizes or groups from
+    level to level: no whole-unit operator runs these, but operators of one level do, in turn.
 
     Raises:
         ValueError: see the messages; every check is on numbers alone, none needs an input.
@@ -217,8 +244,7 @@ class ConvGeometry:
     stride: int = 1
     padding: int | str = "same"
     dilation: int = 1
-    pads: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    rows: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    rows: tuple[int, ...] | None = field(init=False, repr=False, compare=False)
     levels: tuple[ConvGeometry, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -228,40 +254,50 @@ class ConvGeometry:
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
         if self.layout.kernel_size is None:
             raise ValueError("kernel_size must be an int of at least 1, got None")
-        kernels = [k for _, _, k in self.layout.levels[0].blocks]
+        self._check_padding([{u.kernel for u in level.units} for level in self.layout.levels])
+        object.__setattr__(self, "rows", self._rows())
+        stages = self.layout.stages
+        levels = (self,) if len(stages) == 1 else tuple(map(self._level, range(len(stages))))
+        object.__setattr__(self, "levels", levels)
+
+    def _check_padding(self, kernels: list[set[int]]) -> None:
         if self.padding == "same":
-            even = next((k for k in kernels if k % 2 == 0), None)
+            even = next((k for level in kernels for k in sorted(level) if k % 2 == 0), None)
             if even is not None:
                 raise ValueError(f'padding="same" needs odd kernel sizes, got {even}')
-            pads = tuple(self.dilation * (k - 1) // 2 for k in kernels)
         elif type(self.padding) is int and self.padding >= 0:
-            if len(set(kernels)) > 1:
+            mixed = next((sorted(level) for level in kernels if len(level) > 1), None)
+            if mixed is not None:
                 raise ValueError(
-                    f"padding={self.padding} would give units of kernel sizes "
-                    f"{sorted(set(kernels))} outputs of different sizes that cannot be "
-                    'concatenated; use padding="same" or one kernel size'
+                    f"padding={self.padding} would give units of kernel sizes {mixed} outputs of "
+                    'different sizes that cannot be concatenated; use padding="same" or one '
+                    "kernel size"
                 )
-            pads = (self.padding,) * len(kernels)
         else:
             raise ValueError(
                 f'padding must be "same" or an int of at least 0, got {self.padding!r}'
             )
-        object.__setattr__(self, "pads", pads)
-        object.__setattr__(self, "rows", self._rows(kernels))
-        stages = self.layout.stages
-        levels = (self,) if len(stages) == 1 else tuple(map(self._level, range(len(stages))))
-        object.__setattr__(self, "levels", levels)
 
     def _level(self, level: int) -> ConvGeometry:
         stride = self.stride if level == 0 else 1
         return ConvGeometry(self.layout.stages[level], stride, self.padding, self.dilation)
 
-    def _rows(self, kernels: list[int]) -> tuple[int, ...]:
-        keys = zip(kernels, self.pads, (u.widths for u in self.layout.units), strict=True)
+    def _rows(self) -> tuple[int, ...] | None:
+        units: list[tuple[int, ...]] = []
+        for unit in self.layout.units:
+            kernels = set(unit.level_kernels(self.layout.kernel_size))
+            if len(kernels) > 1 or len(set(unit.level_groups)) > 1:
+                return None
+            (k,), groups = kernels, unit.level_groups[0]
+            units += [(k, self.pad(k), *(width // groups for width in unit.widths))] * groups
         rows: list[int] = []
-        for (k, pad, widths), run in groupby(keys):
-            rows += [len(list(run)), k, pad, *widths]
+        for unit, run in groupby(units):
+            rows += [len(list(run)), *unit]
         return tuple(rows)
+
+    def pad(self, kernel: int) -> int:
+        """Zeros on each side of the image at a level of that kernel size."""
+        return self.dilation * (kernel - 1) // 2 if self.padding == "same" else self.padding
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after all levels (of every unit alike)."""
@@ -269,15 +305,17 @@ class ConvGeometry:
 
     def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width of the input and after each level; below 1 where nothing is left."""
-        k, pad = self.layout.levels[0].blocks[0][2], self.pads[0]
-        reach = self.dilation * (k - 1)
         sizes = [(height, width)]
-        for level in range(self.layout.depth):
-            stride = self.stride if level == 0 else 1
-            height = (height + 2 * pad - reach - 1) // stride + 1
-            width = (width + 2 * pad - reach - 1) // stride + 1
+        for i, level in enumerate(self.layout.levels):
+            stride = self.stride if i == 0 else 1
+            lost = self._lost(level.units[0].kernel)
+            height, width = ((size - lost - 1) // stride + 1 for size in sizes[-1])
             sizes.append((height, width))
         return sizes
+
+    def _lost(self, kernel: int) -> int:
+        """Rows and columns that a level of stride 1 takes off."""
+        return self.dilation * (kernel - 1) - 2 * self.pad(kernel)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ``ValueError`` where a level would have no output row or column."""
@@ -287,10 +325,10 @@ class ConvGeometry:
             return  # a level never shrinks below ceil(size / stride)
         for level, (h, w) in enumerate(self.level_sizes(height, width)):
             if h < 1 or w < 1:
-                k = self.layout.levels[0].blocks[0][2]
+                k = self.layout.levels[level - 1].units[0].kernel
                 raise ValueError(
                     f"padding={self.padding} leaves no pixel after level {level} of "
-                    f"{self.layout.depth}: {height}x{width} pixels came, each level takes "
-                    f"{self.dilation * (k - 1) - 2 * self.pads[0]} off "
+                    f"{self.layout.depth}: {height}x{width} pixels came, that level takes "
+                    f"{self._lost(k)} off "
                     f"(kernel {k}x{k}, dilation {self.dilation}, stride {self.stride})"
                 )

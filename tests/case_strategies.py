@@ -6,8 +6,13 @@ reported on the smallest layer that shows it.
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import gcd
+
 from hypothesis import strategies as st
 from reference_cases import ACTIVATION_NAMES, LAYOUTS, ConvCase, LinearCase
+
+from bunit_kernels import UnitSpec
 
 LAYOUT = st.sampled_from((*LAYOUTS, "window"))
 #: Of parameters, which have no batch to expand.
@@ -29,8 +34,9 @@ def convolutions(draw, levels=_LEVELS, images=_IMAGES, residuals=True):
     """Convolutional cases of every geometry that leaves at least one pixel."""
     same = draw(st.sampled_from((True, True, False)), label="same padding")
     kernel = draw(st.sampled_from((3, 1, 5, 7)) if same else st.integers(1, 5), label="kernel")
-    kernels = st.sampled_from(("", "", ":k1", ":k5")) if same else st.just("")
-    units, count = draw(unit_mixes(levels, kernels), label="units")
+    # Of units of an int padding all have one kernel size.
+    kernels = st.sampled_from((1, 3, 5)) if same else None
+    units, count = draw(unit_mixes(levels, light(kernels)), label="units")
     case = {
         "units": units,
         "num_units": count,
@@ -56,7 +62,7 @@ def convolutions(draw, levels=_LEVELS, images=_IMAGES, residuals=True):
 @st.composite
 def linear_units(draw, levels=_LEVELS):
     """Linear cases of any leading dimensions."""
-    units, count = draw(unit_mixes(levels, st.just("")), label="units")
+    units, count = draw(unit_mixes(levels, plain), label="units")
     rows = st.one_of(st.integers(0, 9), st.integers(0, 70))
     size = draw(st.lists(rows, max_size=1) | st.lists(st.integers(1, 5), max_size=3), label="size")
     return LinearCase(
@@ -72,16 +78,45 @@ def linear_units(draw, levels=_LEVELS):
 
 
 @st.composite
-def unit_mixes(draw, levels, kernels):
+def unit_mixes(draw, levels, of_widths):
     """``(units, num_units)`` of one layer: equal units, or a mix of up to five kinds, where kinds
-    come back after others as well as one after another."""
+    come back after others as well as one after another. ``of_widths`` is a strategy for a unit of
+    given widths."""
     widths = st.lists(_WIDTH, min_size=(n := draw(levels) + 1), max_size=n)
-    spec = st.builds(lambda ws, kernel: "-".join(map(str, ws)) + kernel, widths, kernels)
+    spec = widths.flatmap(of_widths)
     if draw(st.booleans(), label="uniform"):
         return draw(spec), draw(st.integers(1, 9))
     kinds = draw(st.lists(spec, min_size=1, max_size=5))
     order = st.integers(0, len(kinds) - 1)
     return tuple(kinds[i] for i in draw(st.lists(order, min_size=1, max_size=8))), None
+
+
+def plain(widths):
+    return st.just(str(UnitSpec(widths)))
+
+
+def light(kernels):
+    """Units with kernel sizes and groups of their own: none, the same at every level, or one each;
+    kernel sizes only where there is a strategy for them."""
+
+    @st.composite
+    def unit(draw, widths):
+        shared = [gcd(*pair) for pair in pairwise(widths)]
+        a_level = draw(st.sampled_from((False, False, True)), label="one each")
+        kernel = groups = None
+        if a_level:
+            groups = [draw(st.sampled_from(_divisors(n))) for n in shared]
+            kernel = None if kernels is None else [draw(kernels) for _ in shared]
+        elif draw(st.sampled_from((False, True)), label="same at every level"):
+            groups = draw(st.sampled_from(_divisors(gcd(*shared))))
+            kernel = None if kernels is None else draw(kernels)
+        return str(UnitSpec(widths, kernel, groups))
+
+    return unit
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _least_side(case: dict) -> int:

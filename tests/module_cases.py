@@ -23,6 +23,8 @@ CONV_LAYERS = {
     "bias and norm": ("2-4-2", {"num_units": 3, "bias": True, "activation": "gelu"}),
     "no norm": ("2-4-2", {"num_units": 3, "norm": None, "activation": "silu"}),
     "no norm, no bias": (["2-4-2", "1-1-1"], {"norm": None, "bias": False}),
+    "light": ("4-12-12-4:k1,3,1:g1,12,1", {"num_units": 3, "out_activation": "identity"}),
+    "light hybrid": (["4-8-8-2:k1,3,1:g1,8,1", "2-3-4-3", "2-4-2-4:k5:g2"], {"stride": 2}),
     "wide": ("16-16-16", {"num_units": 2, "out_activation": "relu6"}),
 }
 

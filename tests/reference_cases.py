@@ -7,7 +7,9 @@ import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
+from bunit_kernels import UnitSpec
 from bunit_kernels.layout import ConvGeometry, StackLayout, resolve_units
 
 ACTIVATION_NAMES = ("relu", "relu6", "leaky_relu", "gelu", "silu", "hardswish", "identity")
@@ -59,7 +61,7 @@ class ConvCase:
         """Terms of the longest sum of products in a forward or backward pass."""
         sizes = self.geometry.level_sizes(*self.size[1:])
         channels = max(w for u in self.geometry.layout.units for w in u.widths)
-        kernel = max(block[2] for block in self.geometry.layout.levels[0].blocks)
+        kernel = max(k for level in self.geometry.layout.levels for _, _, k in level.blocks)
         pixels = max(h * w for h, w in sizes)
         return max(channels * kernel**2, self.size[0] * pixels, 1)
 
@@ -190,6 +192,12 @@ LEVEL_CONVS = (
     ConvCase("5-1", 1, size=(2, 2, 16), grad_layout="window"),
     ConvCase("3-2", 2, size=(35, 3, 30), layout="transposed", grad_layout="channels_last"),
     ConvCase(("2-3", "4-7", "16-16", "2-2:k5"), size=(2, 40, 28), layout="channels_last"),
+    # Groups: blocks of one channel and of more, alike and not.
+    ConvCase("4-4:g4", 3, size=(2, 9, 16)),
+    ConvCase("6-12:k5:g6", 2, size=(3, 8, 7), stride=2),
+    ConvCase("24-24:g24", 2, size=(2, 7, 9), dilation=2, layout="channels_last"),
+    ConvCase(("4-8:g4", "2-3", "6-3:k5:g3", "4-4:k1:g2"), size=(2, 9, 8), stride=2),
+    ConvCase("4-8:g2", 3, padding=0, bias=False, grad_layout="channels_last"),
     *(ConvCase("2-3", 5, layout=x, grad_layout=x) for x in LAYOUTS),
     *(ConvCase(("2-3", "1-1"), layout=x, grad_layout=x) for x in LAYOUTS),
     *(ConvCase("2-3", 2, size=s, layout="loose", grad_layout="loose") for s in _THIN),
@@ -273,6 +281,17 @@ UNIT_CONVS = (
     ConvCase("1-2-5-1", 1, size=(35, 2, 16), residual="relu"),
     ConvCase(("2-4-3", "5-9-1", "16-16-16", "2-4-2:k5"), size=(2, 40, 28), layout="channels_last"),
     ConvCase(("2-4-3", "5-9-1", "16-16-16", "2-4-2:k5"), size=(2, 40, 28)),
+    # Kernel sizes and groups of their own at each level; groups alike at every level.
+    ConvCase("4-24-24-4:k1,3,1:g1,24,1", 2, size=(2, 9, 8), residual="relu"),
+    ConvCase("2-6-6-3:k1,5,1:g1,6,1", 3, size=(3, 8, 7), stride=2, layout="channels_last"),
+    ConvCase(("4-8-8-2:k1,3,1:g1,8,1", "2-3-4-3", "2-4-2-4:k5:g2"), size=(2, 9, 8), stride=2),
+    ConvCase(
+        ("4-8-4:g1,2", "2-4-2", "3-6-2:k5,1:g3,1"), size=(3, 7, 9), dilation=2, residual="relu"
+    ),
+    ConvCase("2-6-6-2:k1,3,2:g1,6,2", 2, size=(2, 6, 5), padding=1, activation="hardswish"),
+    ConvCase("3-6-3:k3,1:g3,1", 2, padding=0, layout="sliced", grad_layout="transposed"),
+    ConvCase("4-8-4:g2", 3, stride=2, layout="channels_last", grad_layout="channels_last"),
+    ConvCase(("4-4-4:k5:g4", "4-8-4:g2", "1-3-2"), size=(2, 8, 16), out_activation="silu"),
     # Squares: rows of one vector and of half of one, heights that cut them off, any channels.
     *(ConvCase("5-7-3", 2, size=(2, h, 28), residual="relu") for h in (1, 2, 3, 7)),
     *(ConvCase("2-4-2", 3, size=(3, h, 16)) for h in (1, 2, 5, 14)),
@@ -340,10 +359,10 @@ def quick(cases: Iterable[ConvCase], most: int = 100) -> list[ConvCase]:
     """Those small enough for an interpreter that takes milliseconds a unit, tap and tile."""
 
     def work(case: ConvCase) -> int:
-        units = case.geometry.layout.units
-        kernels = [u.kernel_size or case.kernel_size for u in units]
+        levels = case.geometry.layout.levels
+        taps = sum(k * k for level in levels for _, _, k in level.blocks)
         tiles = 1 + case.size[0] * case.size[1] * case.size[2] // 512
-        return sum(k * k for k in kernels) * len(units[0].widths) * tiles
+        return taps * (len(levels) + 1) // len(levels) * tiles
 
     return [case for case in cases if work(case) <= most]
 
@@ -389,10 +408,25 @@ def random_conv(numbers: random.Random, depth: int | None = None) -> ConvCase:
         layout=numbers.choice(LAYOUTS),
         grad_layout=numbers.choice(LAYOUTS),
     )
+    if numbers.random() < 0.25:
+        units = case.units if hybrid else (case.units,)
+        units = tuple(_light(numbers, unit, case.padding == "same") for unit in units)
+        case = replace(case, units=units if hybrid else units[0])
     if wide:  # among so many values one always lies at a kink
         case = smooth(case)
     fits = all(min(size) >= 1 for size in case.geometry.level_sizes(*case.size[1:]))
     return case if fits else random_conv(numbers, depth)
+
+
+def _light(numbers: random.Random, text: str, own_kernels: bool) -> str:
+    """The unit with groups drawn for each level and, where allowed, kernel sizes."""
+    unit = UnitSpec(text)
+    groups = [
+        numbers.choice([g for g in range(1, math.gcd(*pair) + 1) if math.gcd(*pair) % g == 0])
+        for pair in pairwise(unit.widths)
+    ]
+    kernels = [numbers.choice((1, 3, 3, 5)) for _ in groups] if own_kernels else unit.kernel_size
+    return str(UnitSpec(unit.widths, kernels, groups))
 
 
 def random_linear(numbers: random.Random, depth: int | None = None) -> LinearCase:

@@ -104,8 +104,8 @@ def _linear_map(case, t, index, level):
 
     def shape(unit):
         c_in, c_out = unit.widths[level : level + 2]
-        k = unit.kernel_size or layout.kernel_size
-        return (c_out, c_in, k, k) if k else (c_out, c_in)
+        k, groups = unit.level_kernels(layout.kernel_size)[level], unit.level_groups[level]
+        return (c_out, c_in // groups, k, k) if k else (c_out, c_in)
 
     mine = shape(layout.units[index])
     first = sum(math.prod(shape(u)) for u in layout.units[:index])
@@ -114,7 +114,8 @@ def _linear_map(case, t, index, level):
         stride = case.stride if level == 0 else 1
         same = case.dilation * (mine[-1] - 1) // 2
         pad = same if case.padding == "same" else case.padding
-        return weight, lambda x, w, b: torch_functional.conv2d(x, w, b, stride, pad, case.dilation)
+        config = (stride, pad, case.dilation, layout.units[index].level_groups[level])
+        return weight, lambda x, w, b: torch_functional.conv2d(x, w, b, *config)
     return weight, torch_functional.linear
 
 

@@ -59,8 +59,8 @@ def _draw(case: Case, generator: torch.Generator, norms: bool) -> Tensors:
     levels = layout_of(case).levels
     weights, channels = [], [level.out_channels for level in levels]
     for level in levels:
-        blocks = [level.block_shape(u) for u in range(len(level.blocks))]
-        parts = [normal(*shape) / math.sqrt(math.prod(shape[1:])) for shape in blocks]
+        shapes = [unit.weight_shape for unit in level.units]
+        parts = [normal(*shape) / math.sqrt(math.prod(shape[1:])) for shape in shapes]
         weights.append(level.pack(parts))
     return {
         "x": [laid_out(normal(*case.input_shape), case.layout)],

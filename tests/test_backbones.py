@@ -457,6 +457,10 @@ def test_fit_units():
     hybrid = fit_units("3 x 2-4-m + 1 x 2-5-m", 16, 32)
     assert hybrid == (UnitSpec("2-4-4"),) * 6 + (UnitSpec("2-5-4"),) * 2
     assert fit_units("2-4-6 + 2-5-m", 4, 8) == (UnitSpec("2-4-6"), UnitSpec("2-5-2"))
+    light = UnitSpec("4-24-24-8:k1,3,1:g1,24,2")
+    assert fit_units("4-24-24-m:k1,3,1:g1,24,2", 16, 32) == (light,) * 4
+    with pytest.raises(ValueError, match="24 -> 5 channels and 2 groups"):
+        fit_units("4-24-24-m:k1,3,1:g1,24,2", 16, 20)
     hopeless = (
         ("2-4-m", 5, 10), ("2-4-m", 4, 3), ("2-4-3", 4, 4), ("3 x 2-4-m + 2-5-m", 4, 4),
         ("2-4-6 + 2-5-m", 4, 6),
@@ -513,6 +517,10 @@ def test_stacked_layers_without_shortcuts_begin_near_the_identity():
             assert all(
                 part[c % c_out, c % c_in, k // 2, k // 2] > 0 for c in range(max(c_in, c_out))
             )
+    grouped = StackedConv2d("4-4-8:g4,2", 2)
+    initialise(grouped, near_identity=True)
+    taps = [w[:, :, 1, 1] for w in grouped.layout.levels[0].unpack(grouped.weights[0])]
+    assert torch.cat(taps).mean() > 1  # each channel's own
     vgg = models.create_model("bunit_vgg16_bn", num_classes=10, image_size=32)
     unit = next(m for m in vgg.modules() if isinstance(m, StackedConv2d)).weights[0][:4, :, 1, 1]
     assert unit.view(2, 2, 2).mean(dim=0).diagonal().min() > 1

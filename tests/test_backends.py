@@ -15,7 +15,7 @@ from module_cases import CONV_LAYERS, LINEAR_LAYERS, conv_layer, image, linear_l
 from bunit_kernels import StackedConv2d, backend, backends
 from bunit_kernels.backends import _choice, _crossover
 from bunit_kernels.backends.base import Backend
-from bunit_kernels.layout import StackLayout, resolve_units
+from bunit_kernels.layout import ConvGeometry, StackLayout, resolve_units
 
 SHORT = _crossover.SHORT
 LAYOUT = StackLayout(resolve_units("2-4-2", 3))
@@ -159,6 +159,44 @@ def test_auto_keeps_away_from_convolutions_that_end_the_process(dtype, size, opt
         expected = copy.deepcopy(layer).double()(x.double())
         actual = layer.to(dtype)(x.to(dtype))
     torch.testing.assert_close(actual.double(), expected, atol=0.1, rtol=0.05)
+
+
+def test_auto_chooses_for_each_level_of_units_that_go_by_level(monkeypatch):
+    asked, spies = [], {name: Spy(_choice._BACKENDS[name]) for name in ("cpp", "torch")}
+    for name, spy in spies.items():
+        monkeypatch.setitem(_choice._BACKENDS, name, spy)
+
+    def depthwise_to_torch(op, layout, geometry, x):
+        asked.append((op, layout.width))
+        return layout.width == 1
+
+    monkeypatch.setattr(_choice, "prefers_torch", depthwise_to_torch)
+    layer = conv_layer("light")
+    layer(image(layer))
+    assert asked == [("conv2d", 4), ("conv2d", 1), ("conv2d", 4)]
+    assert [len(spies[name].calls) for name in ("cpp", "torch")] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("units", "stride", "grad", "preferred"),
+    [
+        ("8-8:g8", 1, False, False),
+        ("8-8:g8", 1, True, True),
+        ("8-8:g8", 2, False, True),
+        ("8-8:g8", 2, True, True),
+        ("8-8:k5:g8", 1, False, True),
+        ("8-8:k5:g8", 1, True, False),
+        ("1-1", 1, True, True),
+        ("1-2", 1, True, False),
+        ("1-1-1", 1, True, False),
+    ],
+)
+def test_depthwise_levels_have_a_rule_of_their_own(units, stride, grad, preferred):
+    geometry = ConvGeometry(StackLayout(resolve_units(units, 4)), stride)
+    x = torch.empty(2, geometry.layout.in_channels, 20, 20)
+    with torch.set_grad_enabled(grad):
+        for op in ("conv2d", "unit_conv2d"):
+            assert _crossover.prefers_torch(op, geometry.layout, geometry, x) == preferred
 
 
 @pytest.mark.parametrize("preferred", [True, False])

@@ -312,6 +312,15 @@ def test_linear_units_have_no_kernel():
         StackedLinear(["1-2-1", "2-4-2:k3"])
 
 
+def test_kernel_sizes_and_groups_of_levels():
+    with raises(ValueError, "as many as unit '2-4-2:k1,3,1' has levels, 2", "got 3: 1,3,1"):
+        StackedConv2d("2-4-2:k1,3,1", 3)
+    with raises(ValueError, "level 2 of unit '2-4-2:g1,4'", "4 -> 2 channels and 4 groups"):
+        StackedConv2d("2-4-2:g1,4", 3)
+    with raises(ValueError, "linear units have no groups", "got 2-4-2:g2"):
+        StackedLinear(["1-2-1", "2-4-2:g2"])
+
+
 # --- backends ------------------------------------------------------------------------------------
 
 

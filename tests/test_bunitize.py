@@ -82,6 +82,10 @@ def assert_untouched(model, state) -> None:
         ("2-4-2", 1, 1, "1 x 1-2-1"),
         ("2-4-2", 8, 3, "1 x 2-4-1, 2 x 3-4-1"),
         ((3, 5, 2, 3), 6, 6, "2 x 3-5-2-3"),
+        ("4-8-4:k1,3", 8, 8, "2 x 4-8-4:k1,3"),
+        ("4-8-8-m:k1,3,1:g1,8,1", 8, 16, "2 x 4-8-8-8:k1,3,1:g1,8,1"),
+        ("4-8-8-m:g1,8,2", 10, 10, "2 x 4-8-8-4:g1,8,2, 1 x 2-4-4-2:g1,4,2"),
+        ("4-8-4:g4", 6, 6, "1 x 4-8-4:g4, 1 x 2-4-2:g2"),
         (UnitSpec("2-4-2"), 4, 5, "1 x 2-4-2, 1 x 2-4-3"),
     ],
 )
@@ -91,7 +95,7 @@ def test_units_by_hand(unit, c_in, c_out, expected):
 
 
 def test_units_always_lead_from_one_number_of_channels_to_the_other():
-    for unit in ("1-2-1", "2-4-2", "3-2-1", "4-8-4", "5-1-3-2"):
+    for unit in ("1-2-1", "2-4-2", "3-2-1", "4-8-4", "5-1-3-2", "4-6-6-m:g2,6,3"):
         for c_in in range(1, 20):
             for c_out in range(1, 20):
                 units = fit_units(unit_pattern(unit), c_in, c_out)
@@ -101,11 +105,28 @@ def test_units_always_lead_from_one_number_of_channels_to_the_other():
 
 @pytest.mark.parametrize(
     "unit, message",
-    [("2-4", "needs a hidden layer"), ("2-4-2:k5", "kernel size is that of"), ("two", "parse")],
+    [
+        ("2-4", "needs a hidden layer"),
+        ("2-4-2:k3,2", "must be odd to keep the size, got 2"),
+        ("two", "parse"),
+    ],
 )
 def test_units_that_are_none(unit, message):
     with pytest.raises(ValueError, match=message):
         bunitize(Net(), unit)
+
+
+def test_convolutions_become_inverted_residuals():
+    """Units with kernel sizes and groups keep the sizes, and cost what the report says."""
+    model = nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+    new, report = bunitize(model, "4-8-8-m:k1,3,1:g1,8,1", input_size=(16, 9, 9))
+    assert new[0].layout.describe() == "4 x 4-8-8-8:k1,3,1:g1,8,1"
+    assert new(torch.randn(2, 16, 9, 9)).shape == (2, 32, 5, 5)
+    assert report.new_parameters == sum(p.numel() for p in new.parameters())
+    assert report.new_flops == metrics.count_flops(new, (16, 9, 9)) == report.replaced[0].new_flops
+    scaled, _ = bunitize(model, "2-4-4-m:k1,3,1:g1,4,1", target_params=0.5, input_size=(16, 9, 9))
+    units = next(m for m in scaled.modules() if hasattr(m, "units")).units
+    assert all(unit.groups == (1, unit.widths[1], 1) for unit in units)
 
 
 # What is replaced by what ------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from bunit_kernels import StackedConv2d, StackedLinear, backend
 
 NEAR = tolerance(torch.float64, terms=1000, roundings=30)
-CONVS = ("uniform", "hybrid", "stride", "no norm", "bias and norm")
+CONVS = ("uniform", "hybrid", "stride", "no norm", "bias and norm", "light hybrid")
 LINEARS = ("uniform", "hybrid", "norm")
 modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
@@ -194,7 +194,8 @@ def export(layer, x, strict=False):
 
 @modes
 @pytest.mark.parametrize(
-    ("name", "strict"), [("uniform", True), ("hybrid", False), ("bias and norm", False)]
+    ("name", "strict"),
+    [("uniform", True), ("hybrid", False), ("bias and norm", False), ("light hybrid", False)],
 )
 def test_exported_program_runs_any_batch(name, training, strict, a_backend):
     layer = conv_layer(name, dtype=torch.float64).train(training)

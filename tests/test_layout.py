@@ -11,7 +11,7 @@ from reference_cases import LEVEL_CONVS, LEVEL_LINEARS, UNIT_CONVS, UNIT_LINEARS
 from torch import nn
 
 from bunit_kernels import UnitSpec
-from bunit_kernels.layout import ConvGeometry, Level, StackLayout, resolve_units
+from bunit_kernels.layout import ConvGeometry, Level, StackLayout, UnitLevel, resolve_units
 
 CONVS = LEVEL_CONVS + UNIT_CONVS
 CASES = CONVS + LEVEL_LINEARS + UNIT_LINEARS
@@ -35,7 +35,7 @@ def test_one_spec_a_unit():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_pack_and_unpack_are_inverse(case):
     for level in layout_of(case).levels:
-        weights = [torch.randn(level.block_shape(u)) for u in range(len(level.blocks))]
+        weights = [torch.randn(unit.weight_shape) for unit in level.units]
         packed = level.pack(weights)
         assert packed.shape == level.weight_shape
         assert packed.numel() == sum(w.numel() for w in weights)
@@ -104,17 +104,15 @@ def test_sizes_are_those_of_the_convolutions(case):
     geometry = case.geometry
     size = case.size[1:]
     assert geometry.level_sizes(*size)[0] == size
-    for level, (k, pad) in enumerate([kernel_and_pad(geometry)] * geometry.layout.depth):
+    for level, units in enumerate(geometry.layout.levels):
         stride = case.stride if level == 0 else 1
+        k = units.units[-1].kernel
+        pad = case.dilation * (k - 1) // 2 if case.padding == "same" else case.padding
         conv = nn.Conv2d(1, 1, k, stride, pad, case.dilation, device="meta")
         size = tuple(conv(torch.empty(1, 1, *size, device="meta")).shape[2:])
         assert geometry.level_sizes(*case.size[1:])[level + 1] == size
     assert geometry.output_size(*case.size[1:]) == size
     geometry.check_size(*case.size[1:])
-
-
-def kernel_and_pad(geometry):
-    return geometry.layout.levels[0].blocks[-1][2], geometry.pads[-1]
 
 
 @pytest.mark.parametrize("size", range(1, 12))
@@ -160,8 +158,77 @@ def test_layouts_compare_copy_and_pickle(case):
         assert other is not one
 
 
-def test_a_level_is_told_from_its_blocks():
-    level = Level(((1, 2, 3), (2, 1, 3)))
+def test_a_level_is_told_from_its_units():
+    level = Level((UnitLevel(1, 2, 3), UnitLevel(2, 1, 3)))
     assert (level.in_widths, level.out_widths, level.weight_sizes) == ((1, 2), (2, 1), (18, 18))
     assert not level.uniform  # the counts agree, the shapes do not
     assert level.weight_shape == (36, 1, 1, 1)
+
+
+# --- kernel sizes and groups of a level ----------------------------------------------------------
+
+INVERTED = "4-24-24-4:k1,3,1:g1,24,1"
+
+
+def test_a_group_is_a_block():
+    expand, depthwise, project = stack(INVERTED, INVERTED).levels
+    assert expand.blocks == ((4, 24, 1),) * 2
+    assert depthwise.blocks == ((1, 1, 3),) * 48
+    assert project.blocks == ((24, 4, 1),) * 2
+    assert depthwise.in_widths == depthwise.out_widths == (24, 24)
+    assert depthwise.weight_sizes == (216, 216)
+    assert depthwise.weight_shape == (48, 1, 3, 3)  # a depthwise convolution's own
+    assert [w.shape for w in depthwise.unpack(torch.empty(48, 1, 3, 3))] == [(24, 1, 3, 3)] * 2
+
+
+def test_units_of_the_same_blocks_are_uniform():
+    assert stack("4-8:g2", "2-4").levels[0].weight_shape == (12, 2, 3, 3)
+    assert stack("4-8:g2", "4-8").levels[0].weight_shape == (36 * 4 + 36 * 8, 1, 1, 1)
+
+
+def test_groups_leave_a_block_as_wide_as_it_is():
+    assert stack(INVERTED).width == 4
+    assert stack("24-24:g24").width == 1
+
+
+def test_rows_take_units_alike_from_level_to_level():
+    assert ConvGeometry(stack("4-8-4:g2", "2-4-2")).rows == (3, 3, 1, 2, 4, 2)
+    assert ConvGeometry(stack("4-4-4:k5:g4")).rows == (4, 5, 2, 1, 1, 1)
+    assert ConvGeometry(stack("3-3:g3", "2-4")).rows == (3, 3, 1, 1, 1, 1, 3, 1, 2, 4)
+
+
+@pytest.mark.parametrize("unit", [INVERTED, "4-8-4:g1,2", "4-8-4:k1,3"])
+def test_no_rows_take_others(unit):
+    geometry = ConvGeometry(stack("4-8-4" if unit.count("-") == 2 else "4-8-8-4", unit))
+    assert geometry.rows is None
+    assert all(level.rows is not None for level in geometry.levels)
+
+
+def test_each_level_is_padded_by_its_own_kernel_size():
+    geometry = ConvGeometry(stack("2-4-4-2:k1,5,3"), dilation=2)
+    assert [level.rows[2] for level in geometry.levels] == [0, 4, 2]
+    assert geometry.output_size(7, 8) == (7, 8)
+    even = ConvGeometry(stack("2-4-2:k1,4"), padding=1)
+    assert even.level_sizes(6, 5) == [(6, 5), (8, 7), (7, 6)]
+
+
+def test_an_int_of_padding_takes_one_kernel_size_a_level():
+    assert ConvGeometry(stack("2-4-2:k1,5", "1-2-1:k1,5"), padding=1).output_size(6, 6) == (6, 6)
+    with pytest.raises(ValueError, match=r"kernel sizes \[3, 5\] outputs of different sizes"):
+        ConvGeometry(stack("2-4-2:k1,5", "1-2-1:k1,3"), padding=1)
+    with pytest.raises(ValueError, match="leaves no pixel after level 2 of 2: 3x3 .*kernel 5x5"):
+        ConvGeometry(stack("2-4-2:k1,5"), padding=0).check_size(3, 3)
+    with pytest.raises(ValueError, match='padding="same" needs odd kernel sizes, got 4'):
+        ConvGeometry(stack("2-4-2:k3,4"))
+
+
+@pytest.mark.parametrize(
+    ("unit", "message"),
+    [
+        ("4-8-4:g2", "linear units have no groups, got 4-8-4:g2"),
+        ("4-8-4:k1,3", "linear units have no kernel size, got 4-8-4:k1,3"),
+    ],
+)
+def test_linear_units_take_neither(unit, message):
+    with pytest.raises(ValueError, match=message):
+        stack("4-8-4", unit, kernel_size=None)

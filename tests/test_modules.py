@@ -140,7 +140,9 @@ def test_norms_without_parameters_or_running_statistics(every_backend):
             expected = x
             for i, level in enumerate(replaced.geometry.levels):
                 weight = replaced.weights[i]
-                z = nn.functional.conv2d(expected, weight, None, 1, level.pads[0], groups=5)
+                z = nn.functional.conv2d(
+                    expected, weight, None, 1, level.pad(level.layout.kernel_size), groups=5
+                )
                 expected = copy.deepcopy(replaced.norms[i])(z).relu()
             assert_near(replaced(x), expected, NEAR)
 
@@ -265,9 +267,10 @@ def test_dtypes(dtype, training, every_backend):
     assert all(p.grad.dtype == dtype for p in layer.parameters())
 
 
+@pytest.mark.parametrize("name", ["hybrid", "light hybrid"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_autocast_keeps_parameters_and_statistics_in_float32(training, every_backend):
-    layer = conv_layer("hybrid").train(training)
+def test_autocast_keeps_parameters_and_statistics_in_float32(training, name, every_backend):
+    layer = conv_layer(name).train(training)
     x = image(layer)
     expected = run_units(copy.deepcopy(layer).double().to_units(), x.double())
     with torch.autocast("cpu", torch.bfloat16):

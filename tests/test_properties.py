@@ -41,7 +41,7 @@ from reference_runs import (
     unit_linear,
 )
 
-from bunit_kernels import StackedConv2d, backend, backends
+from bunit_kernels import StackedConv2d, UnitSpec, backend, backends
 from bunit_kernels.backends import _crossover
 
 NO_TRITON = backends.why_not("triton", "cpu")
@@ -116,8 +116,9 @@ def check(example: Example, names: list[str]) -> None:
 def first_levels(units: str | tuple[str, ...], count: int) -> str | tuple[str, ...]:
     if isinstance(units, tuple):
         return tuple(first_levels(unit, count) for unit in units)
-    widths, colon, kernel = units.partition(":")
-    return "-".join(widths.split("-")[: count + 1]) + colon + kernel
+    unit = UnitSpec(units)
+    kernels = None if unit.kernel_size is None else unit.level_kernels(None)[:count]
+    return str(UnitSpec(unit.widths[: count + 1], kernels, unit.level_groups[:count]))
 
 
 def torch_errs(name: str, case: Case, tensors: Tensors) -> bool:

@@ -55,6 +55,17 @@ def test_space_knows_what_fits_and_what_it_costs():
         assert share(smallest) == min(map(share, costs.values()))
 
 
+def test_space_takes_units_with_kernel_sizes_and_groups():
+    light = "4-8-8-m:k1,3,1:g1,8,1"
+    space = space_of(candidates=["normal", light], turns=1)
+    assert [list(fitting) for fitting in space.choices.values()] == [["normal", light]] * 2
+    model = space.build(table := space.table(dict.fromkeys(space.choices, light)))
+    assert table == {"layer1": light, "layer2": light}
+    cost = space.cost(dict.fromkeys(space.choices, light))
+    assert cost == (metrics.count_parameters(model), metrics.count_flops(model, (1, 6, 6)))
+    assert "2 x 4-8-8-4:k1,3,1:g1,8,1 conv" in str(metrics.layers(model, (1, 6, 6)))
+
+
 def test_table_is_the_shortest_of_the_same_blocks():
     space = space_of(candidates=["normal", "2-4-m"], turns=3)  # 2 blocks, 3 blocks
     places = list(space.choices)

@@ -333,6 +333,32 @@ def test_activations_are_recognised(name):
     assert layer.activation == name
 
 
+def test_grouped_convolutions_of_other_kernel_sizes_are_read():
+    """An inverted residual as one would write it, beside a plain unit of as many levels."""
+    relu = nn.ReLU()
+    inverted = unit(
+        nn.Conv2d(4, 24, 1, stride=2), relu, nn.Conv2d(24, 24, 3, padding=1, groups=24), relu,
+        nn.Conv2d(24, 6, 1, groups=2), relu,
+    )  # fmt: skip
+    plain = unit(
+        nn.Conv2d(2, 3, 3, 2, 1), relu, nn.Conv2d(3, 4, 5, padding="same"), relu,
+        nn.Conv2d(4, 2, 3, padding=1), relu,
+    )  # fmt: skip
+    layer = StackedConv2d.from_units([inverted, plain])
+    assert [str(u) for u in layer.units] == ["4-24-24-6:k1,3,1:g1,24,2", "2-3-4-2:k3,5,3"]
+    assert (layer.stride, layer.padding) == (2, "same")
+    x = torch.randn(2, 6, 7, 8)
+    assert_near(layer(x), torch.cat([inverted(x[:, :4]), plain(x[:, 4:])], 1), 1e-5)
+    loop = layer.to_units()
+    assert [str(m) for u in loop for m in u if isinstance(m, nn.Conv2d)][1] == str(inverted[2])
+    state = {
+        f"{i}.{k}": v for i, u in enumerate((inverted, plain)) for k, v in u.state_dict().items()
+    }
+    fresh = StackedConv2d(layer.units, stride=2, norm=None)
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(x), layer(x))
+
+
 CONV, NORM, RELU = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU()
 
 
@@ -358,14 +384,17 @@ CONV, NORM, RELU = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU()
             [unit(CONV, nn.Conv2d(2, 2, 3, padding=1, bias=False))],
             "unit 0 has a bias in some levels and none in others",
         ),
-        ([unit(CONV), unit(nn.Conv2d(2, 2, 3, stride=2, padding=1))], r"one \(stride, dilation\)"),
-        ([unit(CONV), unit(nn.Conv2d(2, 2, 3, padding=0))], r"one padding, got \[0, 1\]"),
+        ([unit(CONV), unit(nn.Conv2d(2, 2, 3, stride=2, padding=1))], r"one stride, got \[1, 2\]"),
+        (
+            [unit(CONV), unit(nn.Conv2d(2, 2, 3, padding=0))],
+            r"one padding where not every level keeps the size, got \[0, 1\]",
+        ),
         ([unit(nn.Conv2d(2, 2, (3, 1)))], "unit 0, level 1 must be square"),
-        ([unit(nn.Conv2d(2, 2, 3, groups=2))], "unit 0, level 1 must be square, of one group"),
         ([unit(nn.Conv2d(2, 2, 3, padding_mode="reflect", padding=1))], "zero-padded"),
         ([unit(CONV, nn.Conv2d(2, 2, 3, 2, 1))], "unit 0, level 2 has stride 2; only the first"),
         ([unit(CONV, nn.Conv2d(3, 2, 3, 1, 1))], "level 2 takes 3 channels, the level before.* 2"),
-        ([unit(CONV, nn.Conv2d(2, 2, 5, 1, 2))], r"kernel size \(unit 0\), got \[3, 5\]"),
+        ([unit(CONV, nn.Conv2d(2, 2, 3, padding=2, dilation=2))], r"one dilation, got \[1, 2\]"),
+        ([unit(CONV, nn.Conv2d(2, 2, 5))], r"keeps the size, got \[0, 1\]"),
         ([unit(CONV, nn.BatchNorm2d(2, affine=False))], "without affine parameters"),
         ([unit(CONV, nn.BatchNorm2d(2, eps=1)), unit(CONV, NORM)], "eps of the norms"),
         ([unit(CONV, nn.BatchNorm2d(2, momentum=0.5)), unit(CONV, NORM)], "momentum of the norms"),

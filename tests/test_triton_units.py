@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from opchecked import opchecked
@@ -42,6 +44,14 @@ def test_outputs_and_gradients(case, seed):
 @pytest.mark.parametrize("case", some(quick(TRAIN_CONVS), 10), ids=str)
 def test_training(case, seed):
     check_against_reference(unit_conv2d_train, case, torch.float32, seed)
+
+
+@pytest.mark.parametrize("op", [unit_conv2d, unit_conv2d_train], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("units", ["2-4-4-2:k1,3,1:g1,4,1", ("2-4-2:k3,1:g2", "1-2-2")], ids=str)
+def test_kernel_sizes_and_groups_of_levels(op, units, seed):
+    case = ConvCase(units, 1 if isinstance(units, str) else None, size=(3, 4, 5), stride=2)
+    case = replace(case, bias=op is unit_conv2d, residual="relu")
+    check_against_reference(op, case, torch.float32, seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -9,6 +9,7 @@ import torch
 
 from ..layout import ConvGeometry, StackLayout
 from ..ops import CPU_MISSING, CUDA_MISSING
+from ._by_level import ByLevel
 from ._crossover import prefers_torch
 from .base import Backend
 from .cpp import Cpp
@@ -111,6 +112,8 @@ def select(
     if _current == "auto":
         if transformed:
             return _BACKENDS["torch"]
+        if geometry is not None and geometry.rows is None:
+            return _EACH_LEVEL
         for name in _OURS.get(x.device.type, ()):
             ours = _BACKENDS[name]
             if ours.why_not(x.device, x.dtype) is None:
@@ -126,6 +129,19 @@ def select(
     if reason is not None:
         raise BackendUnavailable(f"backend {_current!r} cannot run this input: {reason}")
     return chosen
+
+
+class _EachLevel(ByLevel):
+    """``auto`` for whole units that go by level: each level where it is fastest."""
+
+    name = "auto"
+
+    def conv2d(self, x, weight, bias, geometry, activation):
+        chosen = select("conv2d", x, geometry.layout, geometry)
+        return chosen.conv2d(x, weight, bias, geometry, activation)
+
+
+_EACH_LEVEL = _EachLevel()
 
 
 def _check_name(name: str) -> None:

@@ -1,4 +1,5 @@
-"""What the backends of compiled kernels share: each operation is an operator of csrc/schema.cpp."""
+"""What the backends of compiled kernels share: each operation is an operator of csrc/schema.cpp,
+but that whole units which no such operator takes go level by level."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ from torch import Tensor
 
 from ..layout import ConvGeometry
 from ..ops import OPERATORS, call
+from ._by_level import ByLevel
 from .base import BatchStats
 
 
-class Compiled:
+class Compiled(ByLevel):
     """``ops`` is ``torch.ops``' namespace of the operators."""
 
     def __init__(self, ops):
@@ -28,6 +30,8 @@ class Compiled:
         return self._call("stacked_linear", x, weight, bias, layout.linear_rows, activation)
 
     def unit_conv2d(self, x, weights, biases, geometry, activations, residual):
+        if geometry.rows is None:
+            return super().unit_conv2d(x, weights, biases, geometry, activations, residual)
         return self._call(
             "stacked_unit_conv2d", x, weights, biases, residual, geometry.rows, geometry.stride,
             geometry.dilation, activations.hidden, activations.out, activations.residual,
@@ -40,6 +44,10 @@ class Compiled:
         )  # fmt: skip
 
     def unit_conv2d_train(self, x, weights, gammas, betas, geometry, activations, eps, residual):
+        if geometry.rows is None:
+            return super().unit_conv2d_train(
+                x, weights, gammas, betas, geometry, activations, eps, residual
+            )
         out, stats = self._call(
             "stacked_unit_conv2d_train", x, weights, gammas, betas, residual, geometry.rows,
             geometry.stride, geometry.dilation, eps, self.recomputes(x, geometry),

@@ -21,8 +21,9 @@ class Reference(ByLevel):
         ws = level.unpack(weight)
         bs = _per_unit(bias, level)
         outputs = []
-        for x_u, w_u, b_u, pad in zip(xs, ws, bs, geometry.pads, strict=True):
-            y_u = F.conv2d(x_u, w_u, b_u, geometry.stride, pad, geometry.dilation)
+        for x_u, w_u, b_u, unit in zip(xs, ws, bs, level.units, strict=True):
+            pad = geometry.pad(unit.kernel)
+            y_u = F.conv2d(x_u, w_u, b_u, geometry.stride, pad, geometry.dilation, unit.groups)
             outputs.append(activate(activation, y_u))
         return in_format_of(x, torch.cat(outputs, dim=1))
 
@@ -38,4 +39,4 @@ class Reference(ByLevel):
 
 
 def _per_unit(bias, level):
-    return [None] * len(level.blocks) if bias is None else bias.split(level.out_widths)
+    return [None] * len(level.units) if bias is None else bias.split(level.out_widths)

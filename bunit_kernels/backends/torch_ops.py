@@ -1,4 +1,4 @@
-"""PyTorch's own operators: one grouped convolution or batched product for each kind of unit.
+"""PyTorch's own operators: one grouped convolution or batched product for each kind of block.
 
 This is also the form that exports to ONNX.
 """
@@ -21,18 +21,16 @@ class TorchOps(ByLevel):
         return None
 
     def conv2d(self, x, weight, bias, geometry, activation):
-        def grouped_conv(x, weight, bias, units):
-            pad = geometry.pads[units[0]]
-            return F.conv2d(
-                x, weight, bias, geometry.stride, pad, geometry.dilation, groups=len(units)
-            )
+        def grouped_conv(x, weight, bias, block, count):
+            pad = geometry.pad(block[2])
+            return F.conv2d(x, weight, bias, geometry.stride, pad, geometry.dilation, groups=count)
 
         y = _by_kind(grouped_conv, x, weight, bias, geometry.layout.levels[0], dim=1)
         return activate(activation, in_format_of(x, y))
 
     def linear(self, x, weight, bias, layout, activation):
-        def batched(x, weight, bias, units):
-            return _by_row(_product(_by_unit(x, len(units)), weight, bias), x.shape)
+        def batched(x, weight, bias, block, count):
+            return _by_row(_product(_by_unit(x, count), weight, bias), x.shape)
 
         y = _by_kind(batched, x, weight, bias, layout.levels[0], dim=-1)
         return activate(activation, y)
@@ -66,25 +64,26 @@ def _product(x, weight, bias):
 
 
 def _by_kind(op, x, weight, bias, level, dim):
-    """Runs ``op(x, weight, bias, units)`` once for each kind of unit, on that kind's channels
-    gathered, and puts the outputs back in the units' order. Equal neighbours stay together."""
+    """Runs ``op(x, weight, bias, block, count)`` once for each kind of block, on the channels of
+    the ``count`` blocks of that kind gathered, and puts the outputs back in order. Equal neighbours
+    stay together."""
     if level.uniform:
-        return op(x, weight, bias, range(len(level.blocks)))
-    kinds = level.kinds()
-    sized = groupby(zip(level.blocks, level.weight_sizes, strict=True))
-    runs = [(*block_and_size, len(list(units))) for block_and_size, units in sized]
-    out_widths = [count * c_out for (_, c_out, _), _, count in runs]
-    xs = x.split([count * c_in for (c_in, _, _), _, count in runs], dim)
-    ws = weight.reshape(-1).split([count * size for _, size, count in runs])
+        return op(x, weight, bias, level.blocks[0], len(level.blocks))
+    runs = [(block, len(list(blocks))) for block, blocks in groupby(level.blocks)]
+    out_widths = [count * c_out for (_, c_out, _), count in runs]
+    xs = x.split([count * c_in for (c_in, _, _), count in runs], dim)
+    sizes = [count * c_in * c_out * (k or 1) ** 2 for (c_in, c_out, k), count in runs]
+    ws = weight.reshape(-1).split(sizes)
     bs = None if bias is None else bias.split(out_widths)
     outputs = [None] * len(runs)
-    for block, units in kinds.items():
-        (c_in, _, k), own = block, [i for i, (other, *_) in enumerate(runs) if other == block]
+    for block, indices in level.kinds().items():
+        (c_in, _, k), own = block, [i for i, (other, _) in enumerate(runs) if other == block]
         y = op(
             _joined([xs[i] for i in own], dim),
             _joined([ws[i] for i in own]).view(-1, c_in, *(() if k is None else (k, k))),
             None if bs is None else _joined([bs[i] for i in own]),
-            units,
+            block,
+            len(indices),
         )
         for i, y_i in zip(own, y.split([out_widths[i] for i in own], dim), strict=True):
             outputs[i] = y_i

@@ -14,7 +14,7 @@ def initialise(
 ) -> None:
     """Draws every convolution anew from a normal distribution of variance ``2 / fan_out``
     (He et al., "Delving Deep into Rectifiers", eq. 14, as torchvision's networks do); biases start
-    at 0. In a stacked layer ``fan_out`` is that of the unit's own level.
+    at 0. In a stacked layer ``fan_out`` is that of the unit's own level, and of one group there.
 
     Args:
         linear_std: standard deviation of linear layers, whose biases then start at 0; ``None``
@@ -38,23 +38,24 @@ def initialise(
 
 def _initialise_units(layer: StackedConv2d, near_identity: bool) -> None:
     for level, weight in zip(layer.layout.levels, layer.weights, strict=True):
-        stds = [(2 / (c_out * k * k)) ** 0.5 for _, c_out, k in level.blocks]
+        stds = [(2 / (c_out * k * k)) ** 0.5 for _, c_out, k in (u.block for u in level.units)]
         if level.uniform:
             weight.normal_(0.0, stds[0])
         else:
             for part, std in zip(level.unpack(weight), stds, strict=True):
                 part.normal_(0.0, std)
         if near_identity:
-            for part in level.unpack(weight):
-                _add_identity(part)
+            for unit, part in zip(level.units, level.unpack(weight), strict=True):
+                for group in part.chunk(unit.groups):
+                    _add_identity(group)
     for bias in layer.biases or ():
         nn.init.zeros_(bias)
 
 
 def _add_identity(weight: Tensor) -> None:
-    """Adds to a unit's weight ``[c_out, c_in, k, k]`` what copies its input channels, by turns, to
-    its output channels (of more inputs than outputs each output has the sum of some). Of an input
-    of variance 1 what is drawn makes one of ``2 * c_in / c_out``.
+    """Adds to the weight ``[c_out, c_in, k, k]`` of a unit, or of one of its groups, what copies
+    input channels, by turns, to output channels (of more inputs than outputs each output has the
+    sum of some). Of an input of variance 1 what is drawn makes one of ``2 * c_in / c_out``.
     """
     c_out, c_in, k, _ = weight.shape
     copies = max(1.0, c_in / c_out)

@@ -94,7 +94,16 @@ def fit_units(entry: str, in_channels: int, out_channels: int) -> tuple[UnitSpec
         ValueError: no number of such units does, or ``entry`` does not parse.
     """
     kinds = [_parse_kind(entry, part) for part in entry.split("+")]
-    specs = [(n, UnitSpec(_OPEN_END.sub("-1", unit))) for n, unit in kinds]
+    # Of an open end the widths alone: its groups must divide the settled one.
+    specs = [
+        (
+            n,
+            UnitSpec(
+                _OPEN_END.sub("-1", unit.partition(":")[0] if _OPEN_END.search(unit) else unit)
+            ),
+        )
+        for n, unit in kinds
+    ]
     turns, rest = divmod(in_channels, sum(n * spec.in_channels for n, spec in specs))
     free = sum(n for n, unit in kinds if _OPEN_END.search(unit))
     taken = sum(n * s.out_channels for (n, s), (_, u) in zip(specs, kinds, strict=True)

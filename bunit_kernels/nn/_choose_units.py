@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..units import UnitSpec
 from ._convolutions import Convolution
 from ._cost import Cost, conv_cost, stack_cost
-from ._fit_units import fit_units
+from ._fit_units import fit_units, of_widths
 
 Units = tuple[UnitSpec, ...]
 
@@ -94,7 +94,7 @@ def _ladder(
         factor *= 2
     ladder: list[tuple[Units | None, Cost]] = [(None, conv_cost(found, pixels))]
     while factor >= 1:
-        scaled = UnitSpec([width * factor for width in pattern.widths])
+        scaled = of_widths(pattern, [width * factor for width in pattern.widths])
         units = fit_units(scaled, c_in, c_out)
         cost, last = stack_cost(units, found, pixels), ladder[-1][1]
         if cost.parameters < last.parameters and (pixels is None or cost.flops < last.flops):

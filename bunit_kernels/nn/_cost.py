@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..layout import StackLayout
 from ..metrics import count_flops
 from ..units import UnitSpec
 from ._convolutions import Convolution
@@ -33,10 +34,10 @@ def conv_cost(found: Convolution, pixels: int | None) -> Cost:
 
 def stack_cost(units: Sequence[UnitSpec], found: Convolution, pixels: int | None) -> Cost:
     """Of the layer of ``units`` in the convolution's place."""
-    area = found.conv.kernel_size[0] ** 2
-    weights = area * sum(a * b for u in units for a, b in zip(u.widths, u.widths[1:], strict=False))
+    levels = StackLayout(tuple(units), found.conv.kernel_size[0]).levels
+    weights = sum(sum(level.weight_sizes) for level in levels)
     per_channel = 1 if found.norm is None else 2  # a bias, or a norm's weight and bias
-    vectors = per_channel * sum(sum(u.widths[1:]) for u in units)
+    vectors = per_channel * sum(level.out_channels for level in levels)
     return Cost(weights + vectors, None if pixels is None else 2 * weights * pixels)
 
 

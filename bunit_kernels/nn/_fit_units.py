@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from math import gcd
 
 from ..units import UnitSpec
+
+_OPEN_END = re.compile(r"(\d+)-m(?=$|:)")
 
 
 def unit_pattern(unit: str | UnitSpec | Sequence[int]) -> UnitSpec:
@@ -14,16 +18,17 @@ def unit_pattern(unit: str | UnitSpec | Sequence[int]) -> UnitSpec:
     Its last width is settled by each convolution, so that ``"2-4-m"`` is the same as ``"2-4-2"``.
 
     Raises:
-        ValueError: one level only (no unit: it has no hidden layer), or a kernel size, which is
-            the convolution's; also what :class:`UnitSpec` raises.
+        ValueError: one level only (no unit: it has no hidden layer), or an even kernel size, which
+            no padding keeps the image's size at; also what :class:`UnitSpec` raises.
     """
     if isinstance(unit, str):
-        unit = unit.strip().removesuffix("-m") + "-1" if unit.strip().endswith("-m") else unit
+        unit = _OPEN_END.sub(r"\1-\1", unit.strip())  # a width that its groups divide
     spec = UnitSpec(unit)
     if spec.depth < 2:
         raise ValueError(f"a unit needs a hidden layer, like 2-4-2; got {spec}")
-    if spec.kernel_size is not None:
-        raise ValueError(f"the kernel size is that of the convolution replaced; got {spec}")
+    even = next((k for k in spec.level_kernels(1) if k % 2 == 0), None)
+    if even is not None:
+        raise ValueError(f"a unit's kernel sizes must be odd to keep the size, got {even}: {spec}")
     return spec
 
 
@@ -33,7 +38,8 @@ def fit_units(pattern: UnitSpec, in_channels: int, out_channels: int) -> tuple[U
     There are ``ceil(in_channels / first width)`` of them, at most one an output channel. All have
     the first width, but that the last one takes the channels that are left. Output channels are
     shared out in proportion: 64 -> 128 channels by 2-4-2 are 32 units 2-4-4. A narrower unit's
-    hidden widths shrink in proportion: 10 -> 10 by 4-8-4 are 4-8-4, 4-8-4 and 2-4-2.
+    hidden widths shrink in proportion: 10 -> 10 by 4-8-4 are 4-8-4, 4-8-4 and 2-4-2. Kernel sizes
+    and groups: see ``of_widths``.
     """
     first = pattern.in_channels
     count = -(-in_channels // first)
@@ -50,9 +56,21 @@ def fit_units(pattern: UnitSpec, in_channels: int, out_channels: int) -> tuple[U
         return max(1, round(width * min(1.0, c_in / first)))
 
     return tuple(
-        UnitSpec((c_in, *(hidden(width, c_in) for width in pattern.widths[1:-1]), c_out))
+        of_widths(pattern, (c_in, *(hidden(w, c_in) for w in pattern.widths[1:-1]), c_out))
         for c_in, c_out in zip(ins, outs, strict=True)
     )
+
+
+def of_widths(pattern: UnitSpec, widths: Sequence[int]) -> UnitSpec:
+    """A unit like ``pattern`` of other widths. Levels with a group for each input channel keep
+    that, others their groups; of either there are as many as divide both widths."""
+    groups = [
+        gcd(c_in if g == before > 1 else g, c_in, c_out)
+        for g, before, (c_in, c_out) in zip(
+            pattern.level_groups, pattern.widths, pairwise(widths), strict=False
+        )
+    ]
+    return UnitSpec(widths, pattern.kernel_size, groups)
 
 
 def _even(total: int, count: int) -> list[int]:

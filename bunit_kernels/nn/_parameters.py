@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from ..layout import Level, StackLayout
+from ..layout import StackLayout, UnitLevel
 
 
 def make_weights(layout: StackLayout, **factory) -> nn.ParameterList:
@@ -25,15 +27,14 @@ def initialise(layout: StackLayout, weights: nn.ParameterList, biases: nn.Parame
     """What ``nn.Conv2d`` and ``nn.Linear`` start from, unit by unit: uniform within
     ``1 / sqrt(fan_in)``, weights and biases alike, ``fan_in`` that of the unit's own level."""
     for i, level in enumerate(layout.levels):
-        bounds = [fan_in(level, unit) ** -0.5 for unit in range(len(level.blocks))]
+        bounds = [fan_in(unit) ** -0.5 for unit in level.units]
         _uniform(weights[i], level.uniform, level.weight_sizes, bounds)
         if biases is not None:
             _uniform(biases[i], level.uniform, level.out_widths, bounds)
 
 
-def fan_in(level: Level, unit: int) -> int:
-    c_in, _, k = level.blocks[unit]
-    return c_in * (1 if k is None else k * k)
+def fan_in(unit: UnitLevel) -> int:
+    return math.prod(unit.weight_shape[1:])
 
 
 def _uniform(parameter: Tensor, uniform: bool, sizes: tuple[int, ...], bounds: list[float]):
@@ -86,8 +87,8 @@ def loop_parts(module: nn.Module):
             return {f"{u}.{level * step + position}.{name}": shapes[u] for u in units}
 
         vectors = [(width,) for width in level.out_widths]
-        blocks = [level.block_shape(u) for u in units]
-        yield f"weights.{i}", keys(0, "weight", blocks), level.pack
+        shapes = [unit.weight_shape for unit in level.units]
+        yield f"weights.{i}", keys(0, "weight", shapes), level.pack
         if module.biases is not None:
             yield f"biases.{i}", keys(0, "bias", vectors), torch.cat
         if module.norms is not None:

@@ -38,8 +38,9 @@ def bunitize(
     **Widths.** ``ceil(in_channels / first width)`` units take the input's channels, the last one
     those that are left, narrower all through: 10 -> 10 channels by 4-8-4 are 4-8-4, 4-8-4, 2-4-2.
     The last width is what the convolution's output asks for: 64 -> 128 by 2-4-2 are 32 units 2-4-4.
-    Kernel size, dilation and the padding that keeps the size are those of the convolution, for
-    every level; its stride is the first level's.
+    Dilation and the padding that keeps the size are those of the convolution, for every level, and
+    so is the kernel size where the unit names none; its stride is the first level's. Of units of
+    other widths depthwise levels stay depthwise, and groups as many as still divide the channels.
 
     **Norm and activation.** A BatchNorm that alone takes the convolution's output moves into the
     stacked layer, which then has one after every level; so does an activation that alone takes
@@ -54,7 +55,7 @@ def bunitize(
 
     Args:
         model: any network; must run on one item of ``input_size`` where that is given.
-        unit: two levels or more; the last width may be ``m``.
+        unit: two levels or more; the last width may be ``m``, kernel sizes must be odd.
         where: which of them to replace: a module's name, a pattern (``"layer3.*.conv2"``, as
             ``fnmatch`` has it), several of these, or a function of a name and a convolution;
             ``None`` for all.

@@ -25,12 +25,13 @@ class StackedConv2d(StackedLayer):
 
     Args:
         units: ``"2-4-2"`` for ``num_units`` equal units, or one spec a unit; all of one depth,
-            widths and kernel sizes may differ.
+            widths, kernel sizes and groups may differ (:class:`~bunit_kernels.UnitSpec`).
         num_units: how many, where ``units`` is a single spec.
         kernel_size: of units that name none.
         stride: of each unit's first level.
-        padding: ``"same"`` (``dilation * (k - 1) / 2`` on each side of every level, odd ``k``, so
-            that a size becomes ``ceil(size / stride)``), or an int for every level.
+        padding: ``"same"`` (``dilation * (k - 1) / 2`` on each side of every level, ``k`` its own
+            kernel size, odd, so that a size becomes ``ceil(size / stride)``), or an int for every
+            level.
         dilation: of every level.
         norm: ``"batch"`` for BatchNorm after every convolution, or ``None``.
         activation: after each hidden level: relu, relu6, leaky_relu, gelu, silu, hardswish or
@@ -144,11 +145,12 @@ class StackedConv2d(StackedLayer):
         into this layer."""
 
         def conv(unit: int, level: int) -> nn.Conv2d:
-            c_in, c_out, k = self.layout.levels[level].blocks[unit]
+            like = self.layout.levels[level].units[unit]
             return nn.Conv2d(
-                c_in, c_out, k, self.stride if level == 0 else 1, self.geometry.pads[unit],
-                self.dilation, bias=self.biases is not None,
-                device=self.weights[0].device, dtype=self.weights[0].dtype,
+                like.c_in, like.c_out, like.kernel, self.stride if level == 0 else 1,
+                self.geometry.pad(like.kernel), self.dilation, like.groups,
+                bias=self.biases is not None, device=self.weights[0].device,
+                dtype=self.weights[0].dtype,
             )  # fmt: skip
 
         def norm(width: int) -> nn.BatchNorm2d:
@@ -169,18 +171,22 @@ class StackedConv2d(StackedLayer):
             ValueError: a unit is no such chain, or units differ in what a layer has one of.
         """
         chains = read_units(units, nn.Conv2d, nn.BatchNorm2d)
-        specs, shapes = zip(*(_read_convs(c.linears, u) for u, c in enumerate(chains)), strict=True)
-        stride, dilation = the_same((s[:2] for s in shapes), "(stride, dilation)")
-        kernels = [spec.kernel_size for spec in specs]
-        same = all(
-            pad == dilation * (k - 1) / 2 for (_, _, pad), k in zip(shapes, kernels, strict=True)
+        specs = [_read_convs(chain.linears, u) for u, chain in enumerate(chains)]
+        first_convs = [chain.linears[0] for chain in chains]
+        stride = the_same((conv.stride[0] for conv in first_convs), "stride")
+        convs = [conv for chain in chains for conv in chain.linears]
+        dilation = the_same((conv.dilation[0] for conv in convs), "dilation")
+        same = all(_padding(c) == dilation * (c.kernel_size[0] - 1) / 2 for c in convs)
+        padding = (
+            "same"
+            if same
+            else the_same(map(_padding, convs), "padding where not every level keeps the size")
         )
-        padding = "same" if same else the_same((s[2] for s in shapes), "padding")
         first = chains[0]
         weight = first.linears[0].weight
         layer = cls(
             specs,
-            kernel_size=kernels[0],
+            kernel_size=convs[0].kernel_size[0],
             stride=stride,
             padding=padding,
             dilation=dilation,
@@ -202,15 +208,14 @@ class StackedConv2d(StackedLayer):
         return parts
 
 
-def _read_convs(convs: list[nn.Conv2d], unit: int) -> tuple[UnitSpec, tuple[int, int, int]]:
-    """A unit's spec and its (stride, dilation, padding)."""
+def _read_convs(convs: list[nn.Conv2d], unit: int) -> UnitSpec:
     for level, conv in enumerate(convs):
         where = f"unit {unit}, level {level + 1}"
         square = all(len(set(v)) == 1 for v in (conv.kernel_size, conv.stride, conv.dilation)) and (
             isinstance(conv.padding, str) or len(set(conv.padding)) == 1
         )
-        if not square or conv.groups != 1 or conv.padding_mode != "zeros":
-            raise ValueError(f"{where} must be square, of one group and zero-padded, got {conv}")
+        if not square or conv.padding_mode != "zeros":
+            raise ValueError(f"{where} must be square and zero-padded, got {conv}")
         if level > 0 and conv.stride[0] != 1:
             raise ValueError(f"{where} has stride {conv.stride[0]}; only the first level may")
         if level > 0 and conv.in_channels != convs[level - 1].out_channels:
@@ -218,11 +223,8 @@ def _read_convs(convs: list[nn.Conv2d], unit: int) -> tuple[UnitSpec, tuple[int,
                 f"{where} takes {conv.in_channels} channels, the level before gives "
                 f"{convs[level - 1].out_channels}"
             )
-    kernel = the_same((c.kernel_size[0] for c in convs), f"kernel size (unit {unit})")
-    dilation = the_same((c.dilation[0] for c in convs), f"dilation (unit {unit})")
-    padding = the_same((_padding(c) for c in convs), f"padding (unit {unit})")
     widths = (convs[0].in_channels, *(c.out_channels for c in convs))
-    return UnitSpec(widths, kernel), (convs[0].stride[0], dilation, padding)
+    return UnitSpec(widths, [c.kernel_size[0] for c in convs], [c.groups for c in convs])
 
 
 def _padding(conv: nn.Conv2d) -> int:

@@ -88,8 +88,8 @@ class StackedLinear(StackedLayer):
         factory = {"device": self.weights[0].device, "dtype": self.weights[0].dtype}
 
         def linear(unit: int, level: int) -> nn.Linear:
-            c_in, c_out, _ = self.layout.levels[level].blocks[unit]
-            return nn.Linear(c_in, c_out, bias=self.biases is not None, **factory)
+            like = self.layout.levels[level].units[unit]
+            return nn.Linear(like.c_in, like.c_out, bias=self.biases is not None, **factory)
 
         return to_units(self, linear, lambda width: nn.BatchNorm1d(width, **factory))
 

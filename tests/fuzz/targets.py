@@ -82,6 +82,7 @@ def units(data: bytes) -> bool:
 
 def unit_seeds() -> list[bytes]:
     texts = ("2-4-2", "1-2-1\n3-2-1:k5\n2-1-2", "16-16", "2-4-2:k3\n 1-1-1 ", "2-0-2", "2-4:5")
+    texts += ("4-8-8-4:k1,3,1:g1,8,1\n2-4-2-2:g2", "4-8:k3:g3")
     return [bytes((3, 0)) + text.encode() for text in texts]
 
 
