@@ -19,6 +19,7 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
+from .shuffle import round_robin, shuffled
 from .units import UnitSpec
 
 Units = str | UnitSpec | Sequence[str | UnitSpec | Sequence[int]]
@@ -125,8 +126,10 @@ class Level:
 class StackLayout:
     """The units of a stacked layer in order, with their kernel sizes settled.
 
-    ``kernel_size`` is what units that name none get; ``None`` makes the units linear. ``levels``
-    tell where each level's weights lie; ``stages`` are the levels as stacks of their own. A block
+    ``kernel_size`` is what units that name none get; ``None`` makes the units linear. With
+    ``shuffle`` output channels go round robin (:mod:`bunit_kernels.shuffle`); parameters keep the
+    units' order. ``levels`` tell where each level's weights lie; ``stages`` are the levels as
+    stacks of their own, whose channels are all in the units' order. A block
     is as wide as its narrower side, in or out; ``width`` is that of the widest, by which ``auto``
     chooses. ``linear_rows`` are linear units as the operators take them: rows
     ``(count, c0, ..., cL)``, one a run of equal neighbours.
@@ -134,6 +137,7 @@ class StackLayout:
 
     units: tuple[UnitSpec, ...]
     kernel_size: int | None = 3
+    shuffle: bool = False
     levels: tuple[Level, ...] = field(init=False, repr=False, compare=False)
     stages: tuple[StackLayout, ...] = field(init=False, repr=False, compare=False)
     width: int = field(init=False, repr=False, compare=False)
@@ -147,6 +151,9 @@ class StackLayout:
             named = next((u for u in self.units if u.kernel_size is not None), None)
             if named is not None:
                 raise ValueError(f"linear units have no kernel size, got {named}")
+        if type(self.shuffle) is not bool:
+            kind = type(self.shuffle).__name__
+            raise TypeError(f"shuffle must be a bool, got {self.shuffle!r} ({kind})")
         kernel_sizes = [u.kernel_size or self.kernel_size for u in self.units]
         levels = tuple(
             Level(
@@ -160,7 +167,8 @@ class StackLayout:
         object.__setattr__(self, "levels", levels)
         narrow = (min(c_in, c_out) for level in levels for c_in, c_out, _ in level.blocks)
         object.__setattr__(self, "width", max(narrow))
-        stages = (self,) if len(levels) == 1 else tuple(map(self._stage, range(len(levels))))
+        alone = len(levels) == 1 and not self.shuffle
+        stages = (self,) if alone else tuple(map(self._stage, range(len(levels))))
         object.__setattr__(self, "stages", stages)
         object.__setattr__(self, "linear_rows", self._linear_rows())
 
@@ -190,6 +198,23 @@ class StackLayout:
     @property
     def out_channels(self) -> int:
         return self.levels[-1].out_channels
+
+    @property
+    def out_widths(self) -> tuple[int, ...]:
+        """Each unit's output channels."""
+        return tuple(unit.out_channels for unit in self.units)
+
+    @property
+    def shuffle_index(self) -> tuple[int, ...]:
+        """For each channel of the layer's output the one of the units' concatenated outputs that
+        it is: ``torch.cat(outputs, 1)[:, shuffle_index]`` is the layer's output; without
+        ``shuffle`` that is every channel in turn."""
+        return round_robin(self.out_widths) if self.shuffle else tuple(range(self.out_channels))
+
+    def ordered(self, y: Tensor, dim: int) -> Tensor:
+        """The units' concatenated outputs in the order of the layer's; ``dim`` has the
+        channels."""
+        return shuffled(y, self.out_widths, dim) if self.shuffle else y
 
     def describe(self) -> str:
         """``64 x 2-4-2``, or ``12 x 1-2-1, 5 x 3-2-1:k5, ...`` in order of first appearance."""
@@ -249,7 +274,8 @@ class ConvGeometry:
         object.__setattr__(self, "pads", pads)
         object.__setattr__(self, "rows", self._rows(kernels))
         stages = self.layout.stages
-        levels = (self,) if len(stages) == 1 else tuple(map(self._level, range(len(stages))))
+        alone = stages[0] is self.layout
+        levels = (self,) if alone else tuple(map(self._level, range(len(stages))))
         object.__setattr__(self, "levels", levels)
 
     def _level(self, level: int) -> ConvGeometry:

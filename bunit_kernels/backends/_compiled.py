@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..layout import ConvGeometry
 from ..ops import OPERATORS, call
+from ._by_level import finished
 from .base import BatchStats
 
 
@@ -28,10 +29,14 @@ class Compiled:
         return self._call("stacked_linear", x, weight, bias, layout.linear_rows, activation)
 
     def unit_conv2d(self, x, weights, biases, geometry, activations, residual):
-        return self._call(
-            "stacked_unit_conv2d", x, weights, biases, residual, geometry.rows, geometry.stride,
-            geometry.dilation, activations.hidden, activations.out, activations.residual,
+        # A shuffle is not theirs, and so neither is what comes after it.
+        shuffle = geometry.layout.shuffle
+        y = self._call(
+            "stacked_unit_conv2d", x, weights, biases, None if shuffle else residual,
+            geometry.rows, geometry.stride, geometry.dilation, activations.hidden,
+            activations.out, activations.residual,
         )  # fmt: skip
+        return finished(x, y, geometry.layout, residual, activations.residual) if shuffle else y
 
     def unit_linear(self, x, weights, biases, layout, activations):
         return self._call(
@@ -40,11 +45,14 @@ class Compiled:
         )  # fmt: skip
 
     def unit_conv2d_train(self, x, weights, gammas, betas, geometry, activations, eps, residual):
+        shuffle = geometry.layout.shuffle
         out, stats = self._call(
-            "stacked_unit_conv2d_train", x, weights, gammas, betas, residual, geometry.rows,
-            geometry.stride, geometry.dilation, eps, self.recomputes(x, geometry),
+            "stacked_unit_conv2d_train", x, weights, gammas, betas, None if shuffle else residual,
+            geometry.rows, geometry.stride, geometry.dilation, eps, self.recomputes(x, geometry),
             activations.hidden, activations.out, activations.residual,
         )  # fmt: skip
+        if shuffle:
+            out = finished(x, out, geometry.layout, residual, activations.residual)
         channels = [level.out_channels for level in geometry.layout.levels]
         mean, _, var = stats.detach()
         means, variances = mean.split(channels), var.split(channels)

@@ -50,6 +50,11 @@ class StackedLayer(nn.Module):
     def out_channels(self) -> int:
         return self.layout.out_channels
 
+    @property
+    def shuffle(self) -> bool:
+        """Whether output channels go round robin, as ``layout.shuffle_index`` says."""
+        return self.layout.shuffle
+
     def reset_parameters(self) -> None:
         """Draws new weights and biases, as each unit's own convolutions or linear maps would, and
         resets the norms."""
@@ -139,6 +144,7 @@ class StackedLayer(nn.Module):
     def extra_repr(self) -> str:
         parts = [self.layout.describe(), f"{self.in_channels} -> {self.out_channels}"]
         parts += self._shape_repr()
+        parts += ["shuffle"] if self.shuffle else []
         if self.biases is not None:
             parts.append("bias")
         parts.append(f"activation={self.activation}")
