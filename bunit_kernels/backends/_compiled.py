@@ -11,7 +11,13 @@ from .base import BatchStats
 
 
 class Compiled:
-    """``ops`` is ``torch.ops``' namespace of the operators."""
+    """``ops`` is ``torch.ops``' namespace of the operators.
+
+    ``shuffles`` says whether whole convolutional units write shuffled outputs, in which a residual
+    is theirs to add; elsewhere both follow.
+    """
+
+    shuffles = False
 
     def __init__(self, ops):
         self.ops = ops
@@ -29,14 +35,13 @@ class Compiled:
         return self._call("stacked_linear", x, weight, bias, layout.linear_rows, activation)
 
     def unit_conv2d(self, x, weights, biases, geometry, activations, residual):
-        # A shuffle is not theirs, and so neither is what comes after it.
-        shuffle = geometry.layout.shuffle
+        later = geometry.layout.shuffle and not self.shuffles
         y = self._call(
-            "stacked_unit_conv2d", x, weights, biases, None if shuffle else residual,
-            geometry.rows, geometry.stride, geometry.dilation, activations.hidden,
-            activations.out, activations.residual,
+            "stacked_unit_conv2d", x, weights, biases, None if later else residual, geometry.rows,
+            geometry.stride, geometry.dilation, geometry.layout.shuffle and self.shuffles,
+            activations.hidden, activations.out, activations.residual,
         )  # fmt: skip
-        return finished(x, y, geometry.layout, residual, activations.residual) if shuffle else y
+        return finished(x, y, geometry.layout, residual, activations.residual) if later else y
 
     def unit_linear(self, x, weights, biases, layout, activations):
         return self._call(
@@ -45,13 +50,14 @@ class Compiled:
         )  # fmt: skip
 
     def unit_conv2d_train(self, x, weights, gammas, betas, geometry, activations, eps, residual):
-        shuffle = geometry.layout.shuffle
+        later = geometry.layout.shuffle and not self.shuffles
         out, stats = self._call(
-            "stacked_unit_conv2d_train", x, weights, gammas, betas, None if shuffle else residual,
-            geometry.rows, geometry.stride, geometry.dilation, eps, self.recomputes(x, geometry),
+            "stacked_unit_conv2d_train", x, weights, gammas, betas, None if later else residual,
+            geometry.rows, geometry.stride, geometry.dilation,
+            geometry.layout.shuffle and self.shuffles, eps, self.recomputes(x, geometry),
             activations.hidden, activations.out, activations.residual,
         )  # fmt: skip
-        if shuffle:
+        if later:
             out = finished(x, out, geometry.layout, residual, activations.residual)
         channels = [level.out_channels for level in geometry.layout.levels]
         mean, _, var = stats.detach()

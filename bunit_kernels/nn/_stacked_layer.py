@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +56,14 @@ class StackedLayer(nn.Module):
     def shuffle(self) -> bool:
         """Whether output channels go round robin, as ``layout.shuffle_index`` says."""
         return self.layout.shuffle
+
+    def set_shuffle(self, shuffle: bool) -> None:
+        """Shuffles the output from now on, or no longer; parameters stay as they are.
+
+        Raises:
+            TypeError: it is no bool.
+        """
+        self.layout = replace(self.layout, shuffle=shuffle)
 
     def reset_parameters(self) -> None:
         """Draws new weights and biases, as each unit's own convolutions or linear maps would, and

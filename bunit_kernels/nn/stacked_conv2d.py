@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -86,6 +87,10 @@ class StackedConv2d(StackedLayer):
             dtype=dtype,
         )
         self.geometry = geometry
+
+    def set_shuffle(self, shuffle: bool) -> None:
+        super().set_shuffle(shuffle)
+        self.geometry = replace(self.geometry, layout=self.layout)
 
     @property
     def stride(self) -> int:

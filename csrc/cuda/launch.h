@@ -42,6 +42,10 @@ class OnDevice {
   cudaStream_t stream_ = nullptr;
 };
 
+inline void check_unshuffled(bool shuffle) {
+  STD_TORCH_CHECK(!shuffle, "shuffle is for the CPU: outputs of CUDA kernels are shuffled after");
+}
+
 inline void check_launch(const char* kernel) {
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA kernel ", kernel, ": ", cudaGetErrorString(error));
