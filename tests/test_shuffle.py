@@ -11,7 +11,15 @@ from module_cases import gradients_by_unit, image, lived, run_units
 from tolerance import assert_near, tolerance
 from torch import nn
 
-from bunit_kernels import StackedConv2d, StackedLinear, backend, bunitize, functional, fuse
+from bunit_kernels import (
+    StackedConv2d,
+    StackedLinear,
+    backend,
+    bunitize,
+    functional,
+    fuse,
+    models,
+)
 from bunit_kernels.shuffle import round_robin, shuffled, unshuffled
 
 NEAR = tolerance(torch.float64, terms=1000, roundings=30)
@@ -247,3 +255,21 @@ def test_bunitize_shuffles_every_layer_that_it_puts_in():
     x = torch.randn(2, 16, 7, 8)
     first = reordered(new[0], plain[0](x))
     torch.testing.assert_close(new(x), reordered(new[1], plain[1](first)))
+
+
+def test_models_shuffle_all_their_stacked_layers():
+    model = models.create_model("bunit_resnet20", shuffle=True)
+    plain = models.create_model("bunit_resnet20", shuffle=False)
+    layers = [m for m in model.modules() if isinstance(m, StackedConv2d)]
+    assert layers and all(layer.shuffle and layer.geometry.layout.shuffle for layer in layers)
+    assert not any(m.shuffle for m in plain.modules() if isinstance(m, StackedConv2d))
+    plain.load_state_dict(model.state_dict())
+    for layer in layers:
+        layer.set_shuffle(False)
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model.eval()(x), plain.eval()(x))
+    models.create_model("resnet20", shuffle=True)  # takes what its counterpart takes
+    with pytest.raises(TypeError, match="shuffle must be a bool, got 'yes'"):
+        models.create_model("bunit_mlp", shuffle="yes")
+    with pytest.raises(TypeError, match="shuffle must be a bool, got 2"):
+        layers[0].set_shuffle(2)

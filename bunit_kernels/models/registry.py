@@ -59,7 +59,7 @@ def create_model(name: str, **kwargs) -> nn.Module:
         name: one of ``list_models()``.
         kwargs: the model's arguments; see the function of that name. Of those that have stacked
             layers also ``shuffle``, a bool: whether all of these shuffle their output channels
-            (:mod:`bunit_kernels.shuffle`).
+            (:mod:`bunit_kernels.shuffle`); their dense counterparts, which have none, take it too.
 
     Raises:
         ValueError: no such model, or an argument's value does not fit.
@@ -67,7 +67,8 @@ def create_model(name: str, **kwargs) -> nn.Module:
     """
     factory = factory_of(name)
     accepted = [*inspect.signature(factory).parameters]
-    shuffles = name in _DENSE and "shuffle" not in accepted
+    paired = name in _DENSE or name in _DENSE.values()
+    shuffles = paired and "shuffle" not in accepted
     accepted += ["shuffle"] if shuffles else []
     unknown = [key for key in kwargs if key not in accepted]
     if unknown:
