@@ -31,6 +31,7 @@ def stacked_conv2d(
     stride: int = 1,
     padding: int | str = "same",
     dilation: int = 1,
+    shuffle: bool = False,
     activation: str = "identity",
 ) -> Tensor:
     """One convolutional level of all units: block-diagonal convolution, bias, activation.
@@ -39,7 +40,7 @@ def stacked_conv2d(
         x: [N, in_channels, H, W], float32, float64, bfloat16 or float16; any strides.
         weight: packed weight, same dtype and device.
         bias: [out_channels] or ``None``.
-        units: units of one level (``"2-4"``) with the next five arguments as for
+        units: units of one level (``"2-4"``) with the next six arguments as for
             :class:`~bunit_kernels.StackedConv2d`, or a :class:`~bunit_kernels.layout.ConvGeometry`
             that says it all.
         activation: name from :data:`~bunit_kernels.activations.ACTIVATIONS`.
@@ -52,14 +53,15 @@ def stacked_conv2d(
         TypeError: dtypes differ or are not floating point.
         BackendUnavailable: the backend in force cannot take ``x``.
     """
-    geometry = _geometry(units, num_units, kernel_size, stride, padding, dilation)
+    geometry = _geometry(units, num_units, kernel_size, stride, padding, dilation, shuffle)
     _check_depth(geometry.layout, 1)
     check_activation(activation)
     x, (weight, bias) = _autocast(x, [weight, bias])
     _check_image(x, geometry)
     _check_parameters(x, geometry.layout.levels, [weight], [] if bias is None else [bias])
     chosen = select("conv2d", x, geometry.layout, geometry)
-    return chosen.conv2d(x, weight, bias, geometry, activation)
+    y = chosen.conv2d(x, weight, bias, geometry, activation)
+    return geometry.layout.ordered(y, 1)
 
 
 def stacked_linear(
@@ -69,6 +71,7 @@ def stacked_linear(
     *,
     units: Units | StackLayout,
     num_units: int | None = None,
+    shuffle: bool = False,
     activation: str = "identity",
 ) -> Tensor:
     """One linear level of all units: block-diagonal linear map, bias, activation.
@@ -77,8 +80,9 @@ def stacked_linear(
         x: [..., in_features].
         weight: packed weight, same dtype and device.
         bias: [out_features] or ``None``.
-        units: units of one level (``"4-8"``), or a :class:`~bunit_kernels.layout.StackLayout`
-            with ``kernel_size=None``.
+        units: units of one level (``"4-8"``) with the next two arguments as for
+            :class:`~bunit_kernels.StackedLinear`, or a :class:`~bunit_kernels.layout.StackLayout`
+            with ``kernel_size=None`` that says it all.
         activation: name from :data:`~bunit_kernels.activations.ACTIVATIONS`.
 
     Returns:
@@ -87,13 +91,14 @@ def stacked_linear(
     Raises:
         ValueError, TypeError, BackendUnavailable: as :func:`stacked_conv2d`.
     """
-    layout = _linear_layout(units, num_units)
+    layout = _linear_layout(units, num_units, shuffle)
     _check_depth(layout, 1)
     check_activation(activation)
     x, (weight, bias) = _autocast(x, [weight, bias])
     _check_features(x, layout)
     _check_parameters(x, layout.levels, [weight], [] if bias is None else [bias])
-    return select("linear", x, layout).linear(x, weight, bias, layout, activation)
+    y = select("linear", x, layout).linear(x, weight, bias, layout, activation)
+    return layout.ordered(y, -1)
 
 
 def stacked_unit_conv2d(
@@ -107,6 +112,7 @@ def stacked_unit_conv2d(
     stride: int = 1,
     padding: int | str = "same",
     dilation: int = 1,
+    shuffle: bool = False,
     activation: str = "relu",
     out_activation: str = "relu",
     residual: Tensor | None = None,  # [N, C', H', W']
@@ -115,8 +121,8 @@ def stacked_unit_conv2d(
     """All levels of all units in one launch: each convolution, bias, activation; no norm.
 
     Arguments as :func:`stacked_conv2d`; ``residual`` is added to the output, and
-    ``residual_activation`` (``"identity"`` or ``"relu"``) applied to the sum. The gradient
-    recomputes the hidden activations.
+    ``residual_activation`` (``"identity"`` or ``"relu"``) applied to the sum; with ``shuffle`` it
+    is in the order of the shuffled output. The gradient recomputes the hidden activations.
 
     Returns:
         [N, out_channels, H', W'] in the memory format of ``x``.
@@ -124,7 +130,7 @@ def stacked_unit_conv2d(
     Raises:
         ValueError, TypeError, BackendUnavailable: as :func:`stacked_conv2d`.
     """
-    geometry = _geometry(units, num_units, kernel_size, stride, padding, dilation)
+    geometry = _geometry(units, num_units, kernel_size, stride, padding, dilation, shuffle)
     activations = _activations(activation, out_activation, residual_activation)
     biases = [] if biases is None else list(biases)
     x, (residual, *parameters) = _autocast(x, [residual, *weights, *biases])
@@ -143,6 +149,7 @@ def stacked_unit_linear(
     *,
     units: Units | StackLayout,
     num_units: int | None = None,
+    shuffle: bool = False,
     activation: str = "relu",
     out_activation: str = "relu",
 ) -> Tensor:
@@ -156,14 +163,15 @@ def stacked_unit_linear(
     Raises:
         ValueError, TypeError, BackendUnavailable: as :func:`stacked_conv2d`.
     """
-    layout = _linear_layout(units, num_units)
+    layout = _linear_layout(units, num_units, shuffle)
     activations = _activations(activation, out_activation, "identity")
     biases = [] if biases is None else list(biases)
     x, parameters = _autocast(x, [*weights, *biases])
     weights, biases = parameters[: len(weights)], parameters[len(weights) :]
     _check_features(x, layout)
     _check_parameters(x, layout.levels, weights, biases)
-    return select("unit_linear", x, layout).unit_linear(x, weights, biases, layout, activations)
+    y = select("unit_linear", x, layout).unit_linear(x, weights, biases, layout, activations)
+    return layout.ordered(y, -1)
 
 
 def stacked_unit_conv2d_train(
@@ -178,6 +186,7 @@ def stacked_unit_conv2d_train(
     stride: int = 1,
     padding: int | str = "same",
     dilation: int = 1,
+    shuffle: bool = False,
     eps: float = 1e-5,
     activation: str = "relu",
     out_activation: str = "relu",
@@ -198,7 +207,7 @@ def stacked_unit_conv2d_train(
         ValueError, TypeError, BackendUnavailable: as :func:`stacked_conv2d`; ``ValueError`` too
             where a channel has a single value, which has no variance.
     """
-    geometry = _geometry(units, num_units, kernel_size, stride, padding, dilation)
+    geometry = _geometry(units, num_units, kernel_size, stride, padding, dilation, shuffle)
     activations = _activations(activation, out_activation, residual_activation)
     x, (residual, *weights) = _autocast(x, [residual, *weights])
     _check_image(x, geometry)
@@ -213,17 +222,17 @@ def stacked_unit_conv2d_train(
     )
 
 
-def _geometry(units, num_units, kernel_size, stride, padding, dilation) -> ConvGeometry:
+def _geometry(units, num_units, kernel_size, stride, padding, dilation, shuffle) -> ConvGeometry:
     if isinstance(units, ConvGeometry):
         return units
-    layout = StackLayout(resolve_units(units, num_units), kernel_size)
+    layout = StackLayout(resolve_units(units, num_units), kernel_size, shuffle)
     return ConvGeometry(layout, stride, padding, dilation)
 
 
-def _linear_layout(units, num_units) -> StackLayout:
+def _linear_layout(units, num_units, shuffle) -> StackLayout:
     if isinstance(units, StackLayout):
         return units
-    return StackLayout(resolve_units(units, num_units), None)
+    return StackLayout(resolve_units(units, num_units), None, shuffle)
 
 
 def _activations(activation, out_activation, residual_activation) -> UnitActivations:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .shuffle import round_robin, shuffled
 from .units import UnitSpec
 
 Units = str | UnitSpec | Sequence[str | UnitSpec | Sequence[int]]
@@ -145,15 +146,18 @@ class Level:
 class StackLayout:
     """The units of a stacked layer in order, with their kernel sizes settled.
 
-    ``kernel_size`` is what units that name none get; ``None`` makes the units linear. ``levels``
-    tell where each level's weights lie; ``stages`` are the levels as stacks of their own. A block
-    (:class:`Level`) is as wide as its narrower side, in or out; ``width`` is that of the widest, by
-    which ``auto`` chooses. ``linear_rows`` are linear units as the operators take them: rows
+    ``kernel_size`` is what units that name none get; ``None`` makes the units linear. With
+    ``shuffle`` output channels go round robin (:mod:`bunit_kernels.shuffle`); parameters keep the
+    units' order. ``levels`` tell where each level's weights lie; ``stages`` are the levels as
+    stacks of their own, whose channels are all in the units' order. A block (:class:`Level`) is as
+    wide as its narrower side, in or out; ``width`` is that of the widest, by which ``auto``
+    chooses. ``linear_rows`` are linear units as the operators take them: rows
     ``(count, c0, ..., cL)``, one a run of equal neighbours.
     """
 
     units: tuple[UnitSpec, ...]
     kernel_size: int | None = 3
+    shuffle: bool = False
     levels: tuple[Level, ...] = field(init=False, repr=False, compare=False)
     stages: tuple[StackLayout, ...] = field(init=False, repr=False, compare=False)
     width: int = field(init=False, repr=False, compare=False)
@@ -165,6 +169,9 @@ class StackLayout:
             raise ValueError(f"kernel_size must be an int of at least 1, got {k!r}")
         if k is None:
             self._check_linear()
+        if type(self.shuffle) is not bool:
+            kind = type(self.shuffle).__name__
+            raise TypeError(f"shuffle must be a bool, got {self.shuffle!r} ({kind})")
         kernels = [u.level_kernels(k) for u in self.units]
         levels = tuple(
             Level(
@@ -178,7 +185,8 @@ class StackLayout:
         object.__setattr__(self, "levels", levels)
         narrow = (min(c_in, c_out) for level in levels for c_in, c_out, _ in level.blocks)
         object.__setattr__(self, "width", max(narrow))
-        stages = (self,) if len(levels) == 1 else tuple(map(self._stage, range(len(levels))))
+        alone = len(levels) == 1 and not self.shuffle
+        stages = (self,) if alone else tuple(map(self._stage, range(len(levels))))
         object.__setattr__(self, "stages", stages)
         object.__setattr__(self, "linear_rows", self._linear_rows())
 
@@ -215,6 +223,23 @@ class StackLayout:
     def out_channels(self) -> int:
         return self.levels[-1].out_channels
 
+    @property
+    def out_widths(self) -> tuple[int, ...]:
+        """Each unit's output channels."""
+        return tuple(unit.out_channels for unit in self.units)
+
+    @property
+    def shuffle_index(self) -> tuple[int, ...]:
+        """For each channel of the layer's output the one of the units' concatenated outputs that
+        it is: ``torch.cat(outputs, 1)[:, shuffle_index]`` is the layer's output; without
+        ``shuffle`` that is every channel in turn."""
+        return round_robin(self.out_widths) if self.shuffle else tuple(range(self.out_channels))
+
+    def ordered(self, y: Tensor, dim: int) -> Tensor:
+        """The units' concatenated outputs in the order of the layer's; ``dim`` has the
+        channels."""
+        return shuffled(y, self.out_widths, dim) if self.shuffle else y
+
     def describe(self) -> str:
         """``64 x 2-4-2``, or ``12 x 1-2-1, 5 x 3-2-1:k5, ...`` in order of first appearance."""
         counts: dict[str, int] = {}
@@ -234,7 +259,7 @@ class ConvGeometry:
     ``rows`` are the units as the operators take them, rows ``(count, k, pad, c0, ..., cL)``, one a
     run of equal neighbours; a unit whose levels all have the same groups is as many smaller units.
     They are ``None`` where no such rows say it, some unit having other kernel sizes or groups from
-    level to level: no whole-unit operator runs these, but operators of one level do, in turn.
+    level to level, or groups whose outputs are shuffled: no whole-unit operator runs these, but operators of one level do, in turn.
 
     Raises:
         ValueError: see the messages; every check is on numbers alone, none needs an input.
@@ -257,7 +282,8 @@ class ConvGeometry:
         self._check_padding([{u.kernel for u in level.units} for level in self.layout.levels])
         object.__setattr__(self, "rows", self._rows())
         stages = self.layout.stages
-        levels = (self,) if len(stages) == 1 else tuple(map(self._level, range(len(stages))))
+        alone = stages[0] is self.layout
+        levels = (self,) if alone else tuple(map(self._level, range(len(stages))))
         object.__setattr__(self, "levels", levels)
 
     def _check_padding(self, kernels: list[set[int]]) -> None:
@@ -288,6 +314,8 @@ class ConvGeometry:
             kernels = set(unit.level_kernels(self.layout.kernel_size))
             if len(kernels) > 1 or len(set(unit.level_groups)) > 1:
                 return None
+            if self.layout.shuffle and unit.groups != 1:
+                return None  # the smaller units would go round robin
             (k,), groups = kernels, unit.level_groups[0]
             units += [(k, self.pad(k), *(width // groups for width in unit.widths))] * groups
         rows: list[int] = []

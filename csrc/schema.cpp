@@ -6,6 +6,8 @@
 //   conv    (count, k, pad, c0, ..., cL)
 //   linear  (count, c0, ..., cL)
 // where L is 1 for level operators and the number of weights for whole-unit operators.
+// With `shuffle` the output, and what has its channels (residual, gradient, the last of pre_norms),
+// has them round robin (bunit_kernels/shuffle.py); the CPU's kernels alone write it so.
 // `biases` is empty or one tensor a level. `stats` is float32 (float64 for float64 inputs),
 // [3, sum of all levels' channels]: batch mean, 1 / sqrt(var + eps), unbiased batch variance;
 // `grad_affine`, of the same dtype, [2, the same]: the gradients of all gammas and of all betas.
@@ -52,19 +54,19 @@ BUNIT_LIBRARY(BUNIT_NAMESPACE, m) {
       "Tensor[] grad_biases)");
   m.def(
       "stacked_unit_conv2d(Tensor x, Tensor[] weights, Tensor[] biases, Tensor? residual, "
-      "int[] units, int stride, int dilation, str activation, str out_activation, "
+      "int[] units, int stride, int dilation, bool shuffle, str activation, str out_activation, "
       "str residual_activation) -> Tensor");
 
   // All levels of all units, each followed by batch normalisation with batch statistics. With
   // `recompute` (CPU only) an empty tensor stands for the first level's output in pre_norms.
   m.def(
       "stacked_unit_conv2d_train(Tensor x, Tensor[] weights, Tensor[] gammas, Tensor[] betas, "
-      "Tensor? residual, int[] units, int stride, int dilation, float eps, bool recompute, "
-      "str activation, str out_activation, str residual_activation) -> (Tensor out, "
-      "Tensor[] pre_norms, Tensor stats)");
+      "Tensor? residual, int[] units, int stride, int dilation, bool shuffle, float eps, "
+      "bool recompute, str activation, str out_activation, str residual_activation) -> "
+      "(Tensor out, Tensor[] pre_norms, Tensor stats)");
   m.def(
       "stacked_unit_conv2d_train_backward(Tensor grad, Tensor x, Tensor[] weights, "
       "Tensor[] gammas, Tensor[] betas, Tensor[] pre_norms, Tensor stats, int[] units, "
-      "int stride, int dilation, str activation, str out_activation) -> (Tensor grad_x, "
-      "Tensor[] grad_weights, Tensor grad_affine)");
+      "int stride, int dilation, bool shuffle, str activation, str out_activation) -> "
+      "(Tensor grad_x, Tensor[] grad_weights, Tensor grad_affine)");
 }

@@ -45,6 +45,7 @@ def convolutions(draw, levels=_LEVELS, images=_IMAGES, residuals=True):
         # Not far past the kernel: sums over mostly equal pixels round the same way each time.
         "padding": "same" if same else draw(st.integers(0, kernel // 2 + 1), label="padding"),
         "dilation": draw(st.sampled_from((1, 1, 2, 3)), label="dilation"),
+        "shuffle": draw(st.booleans(), label="shuffle"),
         "activation": draw(ACTIVATION, label="activation"),
         "out_activation": draw(ACTIVATION, label="out_activation"),
         "bias": draw(st.booleans(), label="bias"),
@@ -69,6 +70,7 @@ def linear_units(draw, levels=_LEVELS):
         units,
         count,
         size=tuple(size),
+        shuffle=draw(st.booleans(), label="shuffle"),
         activation=draw(ACTIVATION, label="activation"),
         out_activation=draw(ACTIVATION, label="out_activation"),
         bias=draw(st.booleans(), label="bias"),

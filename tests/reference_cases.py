@@ -34,6 +34,7 @@ class ConvCase:
     stride: int = 1
     padding: int | str = "same"
     dilation: int = 1
+    shuffle: bool = False
     activation: str = "relu"
     out_activation: str = "relu"
     bias: bool = True
@@ -43,7 +44,9 @@ class ConvCase:
 
     @property
     def geometry(self) -> ConvGeometry:
-        layout = StackLayout(resolve_units(self.units, self.num_units), self.kernel_size)
+        layout = StackLayout(
+            resolve_units(self.units, self.num_units), self.kernel_size, self.shuffle
+        )
         return ConvGeometry(layout, self.stride, self.padding, self.dilation)
 
     def __str__(self) -> str:
@@ -54,6 +57,7 @@ class ConvCase:
         parts += [f"{short}{getattr(self, name)}" for name, short in shown.items()]
         parts += [self.activation, self.out_activation, "bias" if self.bias else "nobias"]
         parts += [f"+{self.residual}"] if self.residual else []
+        parts += ["shuffle"] if self.shuffle else []
         return "-".join([*parts, self.layout, self.grad_layout])
 
     @property
@@ -88,6 +92,7 @@ class LinearCase:
     units: str | tuple[str, ...] = "4-8-4"
     num_units: int | None = None
     size: tuple[int, ...] = (5,)
+    shuffle: bool = False
     activation: str = "relu"
     out_activation: str = "relu"
     bias: bool = True
@@ -97,13 +102,14 @@ class LinearCase:
 
     @property
     def stack(self) -> StackLayout:
-        return StackLayout(resolve_units(self.units, self.num_units), None)
+        return StackLayout(resolve_units(self.units, self.num_units), None, self.shuffle)
 
     def __str__(self) -> str:
         units = self.units if isinstance(self.units, str) else "+".join(self.units[:4])
         count = self.num_units or (1 if isinstance(self.units, str) else len(self.units))
         parts = [f"{count}x{units}", "x".join(map(str, self.size)) or "vector", self.activation]
         parts += [self.out_activation, "bias" if self.bias else "nobias", self.layout]
+        parts += ["shuffle"] if self.shuffle else []
         return "-".join([*parts, self.grad_layout])
 
     @property
@@ -203,6 +209,8 @@ LEVEL_CONVS = (
     *(ConvCase("2-3", 2, size=s, layout="loose", grad_layout="loose") for s in _THIN),
     *(ConvCase("1-1", 1, size=s, layout="loose", grad_layout="loose") for s in _THIN),
     *(ConvCase("2-4", 2, out_activation=name) for name in ACTIVATION_NAMES),
+    ConvCase("2-3", 4, shuffle=True),
+    ConvCase(("2-3", "1-1", "3-2"), shuffle=True, layout="channels_last"),
 )
 
 LEVEL_LINEARS = (
@@ -221,6 +229,24 @@ LEVEL_LINEARS = (
     *(LinearCase("3-5", 4, size=(6,), layout=x, grad_layout=x) for x in LAYOUTS),
     *(LinearCase(("3-5", "2-2"), size=(2, 6), layout=x, grad_layout=x) for x in LAYOUTS),
     *(LinearCase("4-8", 2, out_activation=name) for name in ACTIVATION_NAMES),
+    LinearCase("4-8", 3, shuffle=True),
+    LinearCase(("2-3", "1-1", "3-2"), size=(2, 6), shuffle=True),
+)
+
+#: Shuffled outputs, of units alike and not, in each way that a kernel may write them.
+_SHUFFLED_CONVS = tuple(
+    ConvCase(units, count, size, shuffle=True, **options)
+    for units, count in (("2-4-3", 5), (("2-4-3", "1-2-1", "3-2-2", "1-3-4", "2-2-2"), None))
+    for size, options in (
+        ((2, 6, 7), {}),
+        ((2, 6, 7), {"layout": "channels_last", "grad_layout": "channels_last"}),
+        ((18, 5, 6), {"residual": "relu"}),
+        ((18, 5, 6), {"residual": "relu", "layout": "channels_last"}),
+        ((2, 20, 28), {"residual": "identity", "out_activation": "silu"}),
+        ((2, 20, 28), {"bias": False}),
+        ((3, 9, 20), {"stride": 2, "grad_layout": "channels_last", "activation": "gelu"}),
+        ((2, 9, 20), {"residual": "relu", "kernel_size": 5, "layout": "sliced"}),
+    )
 )
 
 _POOL = ("1-2-1", "1-2-2", "1-2-3", "2-1-2", "2-1-1", "3-2-1")
@@ -309,6 +335,11 @@ UNIT_CONVS = (
     *(ConvCase("1-2-1", 1, size=s, layout="loose", grad_layout="loose") for s in _THIN),
     *(ConvCase("2-4-2", 2, activation=name) for name in ACTIVATION_NAMES),
     *(ConvCase("2-4-2", 2, out_activation=name) for name in ACTIVATION_NAMES),
+    *_SHUFFLED_CONVS,
+    ConvCase("16-16-16", 3, size=(2, 17, 33), shuffle=True),
+    ConvCase(("16-16-16", "2-4-2", "18-16-14"), size=(2, 17, 20), shuffle=True),
+    ConvCase("2-4-1", 3, shuffle=True, residual="relu"),  # in which nothing moves
+    ConvCase("2-4-2", 40, size=(1, 8, 9), shuffle=True, layout="channels_last"),
 )
 
 #: Batch statistics need a few values a channel, or their variance is a matter of luck.
@@ -340,6 +371,10 @@ UNIT_LINEARS = (
     LinearCase(("40-13-30-16", "16-80-15-12"), size=(19,), activation="gelu", bias=False),
     *(LinearCase("4-8-4", 2, activation=name) for name in ACTIVATION_NAMES),
     *(LinearCase("4-8-4", 2, out_activation=name) for name in ACTIVATION_NAMES),
+    LinearCase("4-8-4", 5, size=(7,), shuffle=True),
+    LinearCase("4-8-3", 5, size=(2, 7), shuffle=True, layout="sliced", grad_layout="transposed"),
+    LinearCase(("1-2-1", "3-2-4", "2-1-2"), size=(6,), shuffle=True),
+    LinearCase("3-2", 1, size=(), shuffle=True),
 )
 
 
@@ -401,6 +436,7 @@ def random_conv(numbers: random.Random, depth: int | None = None) -> ConvCase:
         # Not far past the kernel: sums over mostly equal pixels round the same way each time.
         padding="same" if same else numbers.randint(0, kernel // 2 + 1),
         dilation=numbers.choice((1, 1, 1, 2, 3)),
+        shuffle=numbers.random() < 0.3,
         activation=numbers.choice(ACTIVATION_NAMES),
         out_activation=numbers.choice(ACTIVATION_NAMES),
         bias=numbers.random() < 0.7,
@@ -442,6 +478,7 @@ def random_linear(numbers: random.Random, depth: int | None = None) -> LinearCas
         tuple(widths) if hybrid else widths[0],
         None if hybrid else numbers.randint(1, 20),
         size=tuple(numbers.randint(1, 9) for _ in range(numbers.randint(0, 3))),
+        shuffle=numbers.random() < 0.3,
         activation=numbers.choice(ACTIVATION_NAMES),
         out_activation=numbers.choice(ACTIVATION_NAMES),
         bias=numbers.random() < 0.7,

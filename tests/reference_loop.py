@@ -53,7 +53,7 @@ def loop(case: Case, tensors: Tensors, fixed_statistics: bool = False) -> Tensor
         _run_unit(case, tensors, unit, fixed_statistics)
         for unit in range(layout_of(case).num_units)
     ]
-    y = torch.cat(outputs, _channel_dim(case))
+    y = _joined(case, outputs)
     return _activation(case.residual, y + tensors["residual"][0]) if case.residual else y
 
 
@@ -62,9 +62,22 @@ def condition(case: Case, tensors: Tensors) -> Condition:
     seen = Condition()
     outputs = [_run_unit(case, tensors, u, seen=seen) for u in range(layout_of(case).num_units)]
     if case.residual:
-        y, residual = torch.cat(outputs, 1), tensors["residual"][0]
+        y, residual = _joined(case, outputs), tensors["residual"][0]
         seen.see_activation(case.residual, y + residual, y.abs() + residual.abs())
     return seen
+
+
+def _joined(case: Case, outputs: list[Tensor]) -> Tensor:
+    """The units' outputs side by side; with ``shuffle`` one channel at a time, of each unit in turn
+    that has one left."""
+    dim = _channel_dim(case)
+    if not case.shuffle:
+        return torch.cat(outputs, dim)
+    left = [list(y.split(1, dim)) for y in outputs]
+    channels = []
+    while any(left):
+        channels += [unit.pop(0) for unit in left if unit]
+    return torch.cat(channels, dim)
 
 
 def _channel_dim(case: Case) -> int:

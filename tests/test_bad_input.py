@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from module_cases import conv_layer, linear_layer
+from torch import nn
 
 import bunit_kernels
-from bunit_kernels import StackedConv2d, StackedLinear, backend, backends, functional
+from bunit_kernels import StackedConv2d, StackedLinear, backend, backends, bunitize, functional
 from bunit_kernels.activations import ACTIVATIONS
 from bunit_kernels.backends import BackendUnavailable, _choice
 from bunit_kernels.backends import triton as triton_backend
@@ -289,6 +290,20 @@ def test_unknown_norm(layer, norm):
 def test_stride_and_dilation(name, value):
     with raises(ValueError, f"{name} must be an int of at least 1", repr(value)):
         StackedConv2d("2-4-2", **{name: value})
+
+
+@LAYERS
+@pytest.mark.parametrize("shuffle", [1, None, "no", 2.0])
+def test_shuffle(layer, shuffle):
+    got = f"{shuffle!r} ({type(shuffle).__name__})"
+    with raises(TypeError, "shuffle must be a bool", got):
+        layer("2-4-2", 3, shuffle=shuffle)
+    with raises(TypeError, "shuffle must be a bool", got):
+        layer.from_units(layer("2-4-2", 3).to_units(), shuffle=shuffle)
+    with raises(TypeError, "shuffle must be a bool", got):
+        functional.stacked_unit_conv2d(X, W, shuffle=shuffle, **UNITS)
+    with raises(TypeError, "shuffle must be a bool", got):
+        bunitize(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)), shuffle=shuffle)
 
 
 @pytest.mark.parametrize("padding", [-1, 1.0, "valid", (1, 1), None, True])

@@ -21,6 +21,16 @@ NETWORKS = {
         lambda: StackedConv2d(["4-8-8-4:k1,3,1:g1,8,1"] * 2 + ["2-3-2-2:k5"], stride=2),
         (10, 9, 10),
     ),
+    "shuffled": (
+        lambda: nn.Sequential(
+            StackedConv2d("2-4-3", 4, shuffle=True), StackedConv2d(["3-2-1"] * 4, shuffle=True)
+        ),
+        (8, 9, 10),
+    ),
+    "shuffled hybrid": (
+        lambda: StackedConv2d(["1-2-1", "2-1-2", "3-2-1:k5"], shuffle=True),
+        (6, 9, 10),
+    ),
     "gelu": (lambda: StackedConv2d("2-3-2", 2, activation="gelu"), (4, 6, 5)),
     "bunit_mlp": (lambda: models.create_model("bunit_mlp"), (1, 28, 28)),
     "bunit_resnet20": (lambda: models.create_model("bunit_resnet20"), (3, 32, 32)),

@@ -50,14 +50,16 @@ def conv_arguments(name, case, t, recompute=None):
         case "stacked_conv2d_backward":
             return (grad, x, weight, *config)
         case "stacked_unit_conv2d":
-            return (x, t["weights"], t["biases"], residual, *config, *end)
+            return (x, t["weights"], t["biases"], residual, *config, case.shuffle, *end)
         case "stacked_unit_conv2d_train":
             return (
-                x, t["weights"], t["gammas"], t["betas"], residual, *config, 1e-5, recompute, *end,
+                x, t["weights"], t["gammas"], t["betas"], residual, *config, case.shuffle, 1e-5,
+                recompute, *end,
             )  # fmt: skip
     forward = conv_arguments("stacked_unit_conv2d_train", case, t, recompute)
     _, pre_norms, stats = ops.stacked_unit_conv2d_train(*forward)
-    return (grad, x, t["weights"], t["gammas"], t["betas"], pre_norms, stats, *config, *names)
+    saved = (t["weights"], t["gammas"], t["betas"], pre_norms, stats)
+    return (grad, x, *saved, *config, case.shuffle, *names)
 
 
 def linear_arguments(name, case, t):
@@ -95,6 +97,8 @@ UNIT_CHECKS = (
     ConvCase("2-4-2", 2),
     ConvCase(("1-2-1", "3-1-2:k5"), layout="channels_last", stride=2, residual="relu"),
     ConvCase("2-4-3", 2, bias=False, padding=0, out_activation="silu", residual="identity"),
+    ConvCase("2-4-3", 4, shuffle=True, residual="relu", layout="channels_last"),
+    ConvCase(("2-4-3", "1-2-1", "1-1-2"), shuffle=True, out_activation="silu"),
 )
 LINEAR_CHECKS = (
     LinearCase("2-4", 3),
@@ -441,7 +445,7 @@ def wrong_calls():
         given = {"grad": grad, "gammas": norms, "betas": norms, "zs": zs, "stats": stats, **changed}
         return lambda: ops.stacked_unit_conv2d_train_backward(
             given["grad"], x, given.get("ws", ws), given["gammas"], given["betas"], given["zs"],
-            given["stats"], two, 1, 1, *names
+            given["stats"], two, 1, 1, False, *names
         )  # fmt: skip
 
     r, s, v = torch.randn(5, 4), torch.randn(5, 8), torch.randn(8, 2)
@@ -467,10 +471,10 @@ def wrong_calls():
         "dtype of statistics": train_backward(stats=stats.double()),
         "weight too small": train_backward(ws=[w, ws[1][:2]]),
         "input of other channels, recomputed": lambda: ops.stacked_unit_conv2d_train_backward(
-            grad, z, ws, norms, norms, [x.new_empty(0), x], stats, two, 1, 1, *names
+            grad, z, ws, norms, norms, [x.new_empty(0), x], stats, two, 1, 1, False, *names
         ),
         "one level to recompute": lambda: ops.stacked_unit_conv2d_train(
-            x, [w], norms[:1], norms[:1], None, units, 1, 1, 1e-5, True, *names, "identity"
+            x, [w], norms[:1], norms[:1], None, units, 1, 1, False, 1e-5, True, *names, "identity"
         ),
     }
 

@@ -22,7 +22,7 @@ from tiny_runs import write_images
 from torch import nn
 
 import bunit_kernels.models
-from bunit_kernels import metrics
+from bunit_kernels import StackedConv2d, metrics
 from bunit_kernels.models import create_model, registry
 from bunit_kernels.search import Search, SearchSettings, main, search
 from bunit_kernels.search.study import Study
@@ -158,6 +158,23 @@ def test_function_returns_what_the_file_holds(images, tmp_path):
     found = search(settings, tmp_path / "search", quiet=True)
     assert found == results(tmp_path / "search")
     assert set(found["units"]) == {"layer1", "layer2"}
+
+
+def test_shuffled_layers_are_searched_and_the_command_has_them(images, tmp_path):
+    settings = SearchSettings(
+        model="bunit_tiny", data=images, trials=3, keep=1, epochs=1, threads=1, shuffle=True,
+        candidates=["normal", "2-4-m"],
+    )  # fmt: skip
+    one = Search(settings, tmp_path / "search", quiet=True)
+    model = one.space.build({"layer1": "2-4-m"})
+    layers = [module for module in model.modules() if isinstance(module, StackedConv2d)]
+    assert layers and all(layer.shuffle for layer in layers)
+    found = one.run()
+    assert found["settings"]["shuffle"] is True
+    again = ["--epochs", "1", "--threads", "1", "--quiet", "--out", str(tmp_path / "run")]
+    assert train_main([*shlex.split(found["command"])[3:], *again]) == 0
+    (saved,) = (tmp_path / "run").glob("*.json")
+    assert json.loads(saved.read_text())["settings"]["model_arg"]["shuffle"] is True
 
 
 def test_accuracy_is_of_held_out_training_images(images, tmp_path):

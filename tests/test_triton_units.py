@@ -54,6 +54,13 @@ def test_kernel_sizes_and_groups_of_levels(op, units, seed):
     check_against_reference(op, case, torch.float32, seed)
 
 
+@pytest.mark.parametrize("units", [("2-3-3",) * 3, ("2-3-3", "1-2-1")], ids=str)
+@pytest.mark.parametrize("op", [unit_conv2d, unit_conv2d_train], ids=lambda f: f.__name__)
+def test_shuffled_outputs(op, units, seed):
+    case = ConvCase(units, size=(2, 6, 7), shuffle=True, residual="relu")
+    check_against_reference(op, case, torch.float32, seed)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", some(quick(TRAIN_CONVS), 30), ids=str)
 def test_training_at_low_precision(case, dtype, seed):

@@ -17,7 +17,7 @@ class ByLevel:
         for i, level in enumerate(geometry.levels):
             name = activations.out if i == len(weights) - 1 else activations.hidden
             y = self.conv2d(y, weights[i], biases[i] if biases else None, level, name)
-        return _add_residual(in_format_of(x, y), residual, activations.residual)
+        return finished(x, y, geometry.layout, residual, activations.residual)
 
     def unit_linear(self, x, weights, biases, layout, activations):
         for i, stage in enumerate(layout.stages):
@@ -36,7 +36,7 @@ class ByLevel:
             y = F.batch_norm(z, mean, var, gamma, betas[i], True, 1.0, eps)
             stats.append(BatchStats(mean, var))
             y = activate(activations.out if i == len(weights) - 1 else activations.hidden, y)
-        return _add_residual(in_format_of(x, y), residual, activations.residual), stats
+        return finished(x, y, geometry.layout, residual, activations.residual), stats
 
 
 def in_format_of(x, y):
@@ -49,5 +49,8 @@ def in_format_of(x, y):
     return y.contiguous(memory_format=memory_format)
 
 
-def _add_residual(x, residual, activation):
-    return x if residual is None else activate(activation, x + residual)
+def finished(x, y, layout, residual, activation):
+    """A layer's output from the units' concatenated outputs ``y`` of the input ``x``: in the
+    layer's order and the input's format, with the residual."""
+    y = in_format_of(x, layout.ordered(y, 1))
+    return y if residual is None else activate(activation, y + residual)

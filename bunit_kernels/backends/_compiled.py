@@ -7,12 +7,18 @@ from torch import Tensor
 
 from ..layout import ConvGeometry
 from ..ops import OPERATORS, call
-from ._by_level import ByLevel
+from ._by_level import ByLevel, finished
 from .base import BatchStats
 
 
 class Compiled(ByLevel):
-    """``ops`` is ``torch.ops``' namespace of the operators."""
+    """``ops`` is ``torch.ops``' namespace of the operators.
+
+    ``shuffles`` says whether whole convolutional units write shuffled outputs, in which a residual
+    is theirs to add; elsewhere both follow.
+    """
+
+    shuffles = False
 
     def __init__(self, ops):
         self.ops = ops
@@ -32,10 +38,13 @@ class Compiled(ByLevel):
     def unit_conv2d(self, x, weights, biases, geometry, activations, residual):
         if geometry.rows is None:
             return super().unit_conv2d(x, weights, biases, geometry, activations, residual)
-        return self._call(
-            "stacked_unit_conv2d", x, weights, biases, residual, geometry.rows, geometry.stride,
-            geometry.dilation, activations.hidden, activations.out, activations.residual,
+        later = geometry.layout.shuffle and not self.shuffles
+        y = self._call(
+            "stacked_unit_conv2d", x, weights, biases, None if later else residual, geometry.rows,
+            geometry.stride, geometry.dilation, geometry.layout.shuffle and self.shuffles,
+            activations.hidden, activations.out, activations.residual,
         )  # fmt: skip
+        return finished(x, y, geometry.layout, residual, activations.residual) if later else y
 
     def unit_linear(self, x, weights, biases, layout, activations):
         return self._call(
@@ -48,11 +57,15 @@ class Compiled(ByLevel):
             return super().unit_conv2d_train(
                 x, weights, gammas, betas, geometry, activations, eps, residual
             )
+        later = geometry.layout.shuffle and not self.shuffles
         out, stats = self._call(
-            "stacked_unit_conv2d_train", x, weights, gammas, betas, residual, geometry.rows,
-            geometry.stride, geometry.dilation, eps, self.recomputes(x, geometry),
+            "stacked_unit_conv2d_train", x, weights, gammas, betas, None if later else residual,
+            geometry.rows, geometry.stride, geometry.dilation,
+            geometry.layout.shuffle and self.shuffles, eps, self.recomputes(x, geometry),
             activations.hidden, activations.out, activations.residual,
         )  # fmt: skip
+        if later:
+            out = finished(x, out, geometry.layout, residual, activations.residual)
         channels = [level.out_channels for level in geometry.layout.levels]
         mean, _, var = stats.detach()
         means, variances = mean.split(channels), var.split(channels)

@@ -34,7 +34,8 @@ class Backend(Protocol):
 
     Shapes: ``x`` [N, C, H, W] for convolutions, [..., C] for linear units; weights packed as
     :mod:`bunit_kernels.layout` says; a bias, gamma or beta [C of its level]; ``residual`` like the
-    output. ``biases`` is empty or holds one tensor a level.
+    output. ``biases`` is empty or holds one tensor a level. Outputs that a residual is added to are
+    in the order of ``layout.shuffle_index``, others in the units' order.
     """
 
     name: str

@@ -19,6 +19,7 @@ RECOMPUTED_TAPS_CHANNELS_LAST = 36
 
 class Cpp(Compiled):
     name = "cpp"
+    shuffles = True
 
     def __init__(self):
         super().__init__(torch.ops.bunit_kernels)

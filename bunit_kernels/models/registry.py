@@ -14,6 +14,8 @@ from difflib import get_close_matches
 
 from torch import nn
 
+from ..nn._stacked_layer import StackedLayer
+
 Factory = Callable[..., nn.Module]
 
 _MODELS: dict[str, Factory] = {}
@@ -55,21 +57,32 @@ def create_model(name: str, **kwargs) -> nn.Module:
 
     Args:
         name: one of ``list_models()``.
-        kwargs: the model's arguments; see the function of that name.
+        kwargs: the model's arguments; see the function of that name. Of those that have stacked
+            layers also ``shuffle``, a bool: whether all of these shuffle their output channels
+            (:mod:`bunit_kernels.shuffle`); their dense counterparts, which have none, take it too.
 
     Raises:
         ValueError: no such model, or an argument's value does not fit.
         TypeError: the model takes no such argument.
     """
     factory = factory_of(name)
-    accepted = inspect.signature(factory).parameters
+    accepted = [*inspect.signature(factory).parameters]
+    paired = name in _DENSE or name in _DENSE.values()
+    shuffles = paired and "shuffle" not in accepted
+    accepted += ["shuffle"] if shuffles else []
     unknown = [key for key in kwargs if key not in accepted]
     if unknown:
         raise TypeError(
             f"model {name!r} takes {', '.join(accepted)}; got an unknown argument "
             f"{', '.join(map(repr, unknown))}"
         )
-    return factory(**kwargs)
+    shuffle = kwargs.pop("shuffle", False) if shuffles else False
+    model = factory(**kwargs)
+    if shuffle is not False:
+        for module in model.modules():
+            if isinstance(module, StackedLayer):
+                module.set_shuffle(shuffle)
+    return model
 
 
 def factory_of(name: str) -> Factory:

@@ -121,7 +121,9 @@ def _why_not(conv: nn.Module) -> str:
     return ""
 
 
-def stacked_layer(found: Convolution, units, activation: str | None, model: nn.Module) -> nn.Module:
+def stacked_layer(
+    found: Convolution, units, activation: str | None, shuffle: bool, model: nn.Module
+) -> nn.Module:
     """The layer of ``units`` that stands for a convolution, its norm and its activation."""
     conv = found.conv
     follows = None
@@ -132,6 +134,7 @@ def stacked_layer(found: Convolution, units, activation: str | None, model: nn.M
         kernel_size=conv.kernel_size[0],
         stride=conv.stride[0],
         dilation=conv.dilation[0],
+        shuffle=shuffle,
         norm=None if found.norm is None else "batch",
         activation=activation or follows or "relu",
         out_activation=follows or "identity",

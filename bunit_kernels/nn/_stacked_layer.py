@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +51,19 @@ class StackedLayer(nn.Module):
     @property
     def out_channels(self) -> int:
         return self.layout.out_channels
+
+    @property
+    def shuffle(self) -> bool:
+        """Whether output channels go round robin, as ``layout.shuffle_index`` says."""
+        return self.layout.shuffle
+
+    def set_shuffle(self, shuffle: bool) -> None:
+        """Shuffles the output from now on, or no longer; parameters stay as they are.
+
+        Raises:
+            TypeError: it is no bool.
+        """
+        self.layout = replace(self.layout, shuffle=shuffle)
 
     def reset_parameters(self) -> None:
         """Draws new weights and biases, as each unit's own convolutions or linear maps would, and
@@ -139,6 +154,7 @@ class StackedLayer(nn.Module):
     def extra_repr(self) -> str:
         parts = [self.layout.describe(), f"{self.in_channels} -> {self.out_channels}"]
         parts += self._shape_repr()
+        parts += ["shuffle"] if self.shuffle else []
         if self.biases is not None:
             parts.append("bias")
         parts.append(f"activation={self.activation}")

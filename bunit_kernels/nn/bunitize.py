@@ -31,6 +31,7 @@ def bunitize(
     target_params: float | None = None,
     input_size: Sequence[int] | None = None,
     activation: str | None = None,
+    shuffle: bool = False,
     inplace: bool = False,
 ) -> tuple[nn.Module, BunitizeReport]:
     """Replaces k x k convolutions of any network by stacked layers, to be trained anew.
@@ -67,6 +68,9 @@ def bunitize(
             below 1.
         input_size: shape of one item, ``(C, H, W)``; FLOPs are counted where it is given.
         activation: of hidden levels; ``None`` for the one that moved in, else ReLU.
+        shuffle: of every stacked layer that is put in (:class:`StackedConv2d`). It lets units see
+            one another's channels where the next layer is stacked too; before a dense layer, which
+            mixes all channels anyway, it changes nothing but their order.
         inplace: changes ``model`` itself; otherwise a copy, and ``model`` is left as it was.
 
     Returns:
@@ -83,6 +87,8 @@ def bunitize(
     pattern = unit_pattern(unit)
     if activation is not None:
         check_activation(activation)
+    if type(shuffle) is not bool:
+        raise TypeError(f"shuffle must be a bool, got {shuffle!r} ({type(shuffle).__name__})")
     _check_targets(target_flops, target_params, input_size)
     convolutions = find_convolutions(model)
     chosen, kept = select(model, convolutions, where, keep, min_width, of_each_block)
@@ -104,7 +110,7 @@ def bunitize(
     else:
         plan = {c.name: fit_units(pattern, c.conv.in_channels, c.conv.out_channels) for c in chosen}
 
-    layers = {c: stacked_layer(c, plan[c.name], activation, model) for c in chosen}
+    layers = {c: stacked_layer(c, plan[c.name], activation, shuffle, model) for c in chosen}
     report = _report(chosen, plan, kept, pixels, parameters, flops)
     if not inplace:
         model = copy.deepcopy(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -33,6 +34,10 @@ class StackedConv2d(StackedLayer):
             kernel size, odd, so that a size becomes ``ceil(size / stride)``), or an int for every
             level.
         dilation: of every level.
+        shuffle: whether output channels go round robin instead of unit after unit: the first of
+            every unit, then the second of every unit that has one, and so on (ShuffleNet's channel
+            shuffle with one group a unit, where all give as many; :mod:`bunit_kernels.shuffle`).
+            Parameters keep the units' order.
         norm: ``"batch"`` for BatchNorm after every convolution, or ``None``.
         activation: after each hidden level: relu, relu6, leaky_relu, gelu, silu, hardswish or
             identity.
@@ -49,6 +54,7 @@ class StackedConv2d(StackedLayer):
         ValueError: no unit, a spec that does not parse, units of different depth, an unknown norm
             or activation, padding that gives units outputs of different sizes. ``forward`` raises
             what :func:`bunit_kernels.functional.stacked_conv2d` raises.
+        TypeError: ``shuffle`` is no bool.
     """
 
     _norm_class = nn.BatchNorm2d
@@ -62,6 +68,7 @@ class StackedConv2d(StackedLayer):
         stride: int = 1,
         padding: int | str = "same",
         dilation: int = 1,
+        shuffle: bool = False,
         norm: str | None = "batch",
         activation: str = "relu",
         out_activation: str = "relu",
@@ -69,7 +76,7 @@ class StackedConv2d(StackedLayer):
         device=None,
         dtype=None,
     ):
-        layout = StackLayout(resolve_units(units, num_units), kernel_size)
+        layout = StackLayout(resolve_units(units, num_units), kernel_size, shuffle)
         geometry = ConvGeometry(layout, stride, padding, dilation)
         super().__init__(
             layout,
@@ -81,6 +88,10 @@ class StackedConv2d(StackedLayer):
             dtype=dtype,
         )
         self.geometry = geometry
+
+    def set_shuffle(self, shuffle: bool) -> None:
+        super().set_shuffle(shuffle)
+        self.geometry = replace(self.geometry, layout=self.layout)
 
     @property
     def stride(self) -> int:
@@ -101,7 +112,8 @@ class StackedConv2d(StackedLayer):
         residual_activation: str = "identity",
     ) -> Tensor:
         """The layer's output; with ``residual`` ``residual_activation(output + residual)``, where
-        ``residual_activation`` is ``"identity"`` or ``"relu"``."""
+        ``residual_activation`` is ``"identity"`` or ``"relu"``; a residual is in the order of the
+        output, shuffled or not."""
         end = {"residual": residual, "residual_activation": residual_activation}
         names = {"activation": self.activation, "out_activation": self.out_activation}
         if self.norms is None:
@@ -137,12 +149,14 @@ class StackedConv2d(StackedLayer):
         for i, (level, norm) in enumerate(zip(self.geometry.levels, self.norms, strict=True)):
             z = F.stacked_conv2d(x, self.weights[i], self.level_bias(i), units=level)
             x = activate(self.level_activation(i), norm(z))
+        x = self.layout.ordered(x, 1)
         return x if residual is None else activate(residual_activation, x + residual)
 
     def to_units(self) -> nn.ModuleList:
         """The loop this layer stands for: one ``nn.Sequential`` of (``Conv2d``, [``BatchNorm2d``,]
         activation) a level for each unit, with copies of the parameters. Its ``state_dict`` loads
-        into this layer."""
+        into this layer. The layer's output is ``torch.cat(outputs, 1)[:, layout.shuffle_index]``.
+        """
 
         def conv(unit: int, level: int) -> nn.Conv2d:
             like = self.layout.levels[level].units[unit]
@@ -160,15 +174,17 @@ class StackedConv2d(StackedLayer):
         return to_units(self, conv, norm)
 
     @classmethod
-    def from_units(cls, units: Iterable[nn.Module]) -> StackedConv2d:
+    def from_units(cls, units: Iterable[nn.Module], *, shuffle: bool = False) -> StackedConv2d:
         """The layer that a loop over ``units`` stands for, with copies of their parameters.
 
         Args:
             units: one flat or nested ``nn.Sequential`` a unit of ``nn.Conv2d``, optional
                 ``nn.BatchNorm2d`` and optional activation a level.
+            shuffle: as for the layer; a loop does not say in which order its outputs go on.
 
         Raises:
             ValueError: a unit is no such chain, or units differ in what a layer has one of.
+            TypeError: ``shuffle`` is no bool.
         """
         chains = read_units(units, nn.Conv2d, nn.BatchNorm2d)
         specs = [_read_convs(chain.linears, u) for u, chain in enumerate(chains)]
@@ -190,6 +206,7 @@ class StackedConv2d(StackedLayer):
             stride=stride,
             padding=padding,
             dilation=dilation,
+            shuffle=shuffle,
             norm="batch" if first.has_norm else None,
             activation=first.activations[0] if len(first.activations) > 1 else "relu",
             out_activation=first.activations[-1],

@@ -23,6 +23,7 @@ class StackedLinear(StackedLayer):
     Args:
         units: ``"4-8-4"`` for ``num_units`` equal units, or one spec a unit, all of one depth.
         num_units: how many, where ``units`` is a single spec.
+        shuffle: whether output features go round robin, as for :class:`StackedConv2d`.
         norm: ``"batch"`` for BatchNorm over all leading dimensions after every linear map, or
             ``None``.
         activation: after each hidden level: relu, relu6, leaky_relu, gelu, silu, hardswish or
@@ -42,6 +43,7 @@ class StackedLinear(StackedLayer):
         units: Units,
         num_units: int | None = None,
         *,
+        shuffle: bool = False,
         norm: str | None = None,
         activation: str = "relu",
         out_activation: str = "relu",
@@ -50,7 +52,7 @@ class StackedLinear(StackedLayer):
         dtype=None,
     ):
         super().__init__(
-            StackLayout(resolve_units(units, num_units), None),
+            StackLayout(resolve_units(units, num_units), None, shuffle),
             norm=norm,
             activation=activation,
             out_activation=out_activation,
@@ -79,12 +81,12 @@ class StackedLinear(StackedLayer):
             z = F.stacked_linear(x, self.weights[i], self.level_bias(i), units=stage)
             z = norm(z.reshape(-1, z.shape[-1])).view(z.shape)
             x = activate(self.level_activation(i), z)
-        return x
+        return self.layout.ordered(x, -1)
 
     def to_units(self) -> nn.ModuleList:
         """The loop this layer stands for: one ``nn.Sequential`` of (``Linear``, [``BatchNorm1d``,]
         activation) a level for each unit, with copies of the parameters. Its ``state_dict`` loads
-        into this layer."""
+        into this layer, whose output is ``torch.cat(outputs, -1)[..., layout.shuffle_index]``."""
         factory = {"device": self.weights[0].device, "dtype": self.weights[0].dtype}
 
         def linear(unit: int, level: int) -> nn.Linear:
@@ -94,21 +96,24 @@ class StackedLinear(StackedLayer):
         return to_units(self, linear, lambda width: nn.BatchNorm1d(width, **factory))
 
     @classmethod
-    def from_units(cls, units: Iterable[nn.Module]) -> StackedLinear:
+    def from_units(cls, units: Iterable[nn.Module], *, shuffle: bool = False) -> StackedLinear:
         """The layer that a loop over ``units`` stands for, with copies of their parameters.
 
         Args:
             units: one flat or nested ``nn.Sequential`` a unit of ``nn.Linear``, optional
                 ``nn.BatchNorm1d`` and optional activation a level.
+            shuffle: as for the layer; a loop does not say in which order its outputs go on.
 
         Raises:
             ValueError: a unit is no such chain, or units differ in what a layer has one of.
+            TypeError: ``shuffle`` is no bool.
         """
         chains = read_units(units, nn.Linear, nn.BatchNorm1d)
         first = chains[0]
         weight = first.linears[0].weight
         layer = cls(
             [_read_linears(chain.linears, u) for u, chain in enumerate(chains)],
+            shuffle=shuffle,
             norm="batch" if first.has_norm else None,
             activation=first.activations[0] if len(first.activations) > 1 else "relu",
             out_activation=first.activations[-1],

@@ -7,6 +7,7 @@ The backward pass recomputes the hidden activations level by level, so that noth
 from __future__ import annotations
 
 from ..activations import activate
+from ..shuffle import unshuffled
 from ._activation_grad import activation_grad, needs_input
 from ._operator import Operator
 from ._shapes import conv_level, conv_rows, conv_size, empty_like_format
@@ -28,12 +29,17 @@ def out_shape(shape, units, depth, stride, dilation):
     return (shape[0], channels, *level_sizes(shape, units, depth, stride, dilation)[-1])
 
 
-def _fake(x, weights, biases, residual, units, stride, dilation, *activations):
+def _out_widths(units, depth):
+    """Output channels of each unit."""
+    return [widths[-1] for count, _, _, widths in conv_rows(units, depth) for _ in range(count)]
+
+
+def _fake(x, weights, biases, residual, units, stride, dilation, *options):
     return empty_like_format(x, out_shape(x.shape, units, len(weights), stride, dilation))
 
 
 def _save(ctx, inputs, output):
-    x, weights, biases, residual, ctx.units, ctx.stride, ctx.dilation, *names = inputs
+    x, weights, biases, residual, ctx.units, ctx.stride, ctx.dilation, ctx.shuffle, *names = inputs
     ctx.depth, ctx.num_biases = len(weights), len(biases)
     ctx.names = [names[0]] * (ctx.depth - 1) + [names[1]]
     ctx.residual_activation = None if residual is None else names[2]
@@ -66,11 +72,14 @@ def _backward(ops, ctx, grad):
         inputs.append(y)
 
     if told:
-        saved.append(output)
+        grad = activation_grad(ctx.names[-1], grad, output)
+    if ctx.shuffle:
+        grad = unshuffled(grad, _out_widths(ctx.units, depth), 1)
     grad_weights, grad_biases = [None] * depth, [None] * ctx.num_biases
     for i in reversed(range(depth)):
         config = (rows[i], strides[i], ctx.dilation)
-        grad = activation_grad(ctx.names[i], grad, saved[i])
+        if i < len(saved):
+            grad = activation_grad(ctx.names[i], grad, saved[i])
         need_input = i > 0 or ctx.needs_input_grad[0]
         grad, grad_weights[i], grad_bias = level_gradients(
             ops, grad, inputs[i], weights[i], need_input, True, config
@@ -78,7 +87,7 @@ def _backward(ops, ctx, grad):
         if biases:
             grad_biases[i] = grad_bias
     grad_x = grad if ctx.needs_input_grad[0] else None
-    return grad_x, grad_weights, grad_biases, grad_residual, *[None] * 6
+    return grad_x, grad_weights, grad_biases, grad_residual, *[None] * 7
 
 
 def unit_flops(shape, units, depth, stride, dilation):

@@ -27,7 +27,7 @@ def _stats_dtype(x):
 
 
 def _fake_forward(
-    x, weights, gammas, betas, residual, units, stride, dilation, eps, recompute, *activations
+    x, weights, gammas, betas, residual, units, stride, dilation, shuffle, eps, recompute, *names
 ):
     depth = len(weights)
     channels = _widths(units, depth)
@@ -49,7 +49,9 @@ def _fake_backward(grad, x, weights, gammas, betas, pre_norms, stats, units, *co
 
 
 def _save(ctx, inputs, output):
-    x, weights, gammas, betas, residual, ctx.units, ctx.stride, ctx.dilation, _, _, *names = inputs
+    x, weights, gammas, betas, residual, *config, _, _ = inputs[:11]
+    ctx.units, ctx.stride, ctx.dilation, ctx.shuffle = config
+    names = inputs[11:]
     out, pre_norms, stats = output
     ctx.depth = len(weights)
     ctx.activation, ctx.out_activation = names[:2]
@@ -68,14 +70,14 @@ def _backward(ops, ctx, grad, *_):
         grad = grad_residual = activation_grad(ctx.residual_activation, grad, output)
     grad_x, grad_weights, grad_affine = ops.stacked_unit_conv2d_train_backward(
         grad, x, weights, gammas, betas, pre_norms, stats,
-        ctx.units, ctx.stride, ctx.dilation, ctx.activation, ctx.out_activation,
+        ctx.units, ctx.stride, ctx.dilation, ctx.shuffle, ctx.activation, ctx.out_activation,
     )  # fmt: skip
     channels = _widths(ctx.units, d)
     grad_gammas, grad_betas = (
         [g.to(p.dtype) for g, p in zip(row.split(channels), like, strict=True)]
         for row, like in zip(grad_affine, (gammas, betas), strict=True)
     )
-    return grad_x, grad_weights, grad_gammas, grad_betas, grad_residual, *[None] * 8
+    return grad_x, grad_weights, grad_gammas, grad_betas, grad_residual, *[None] * 9
 
 
 def _save_nothing(ctx, inputs, output):

@@ -106,6 +106,12 @@ def _add_search(group) -> None:
         nargs="+",
         metavar="UNIT",
     )
+    _option(
+        group,
+        "shuffle",
+        "stacked layers shuffle their output channels, so that units of the next one see all",
+        action=argparse.BooleanOptionalAction,
+    )
     _option(group, "turns", "entries a stage, which its blocks take in turn", type=int, metavar="N")
     share = "the network's {} are at most this share of its dense counterpart's"
     _option(group, "max_flops", share.format("FLOPs"), type=float, metavar="SHARE")

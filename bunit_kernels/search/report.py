@@ -203,4 +203,5 @@ def command(settings: SearchSettings, units: UnitTable) -> str:
     if settings.image_size is not None:
         words += ["--image-size", str(settings.image_size)]
     words += ["--model-arg", f"units={json.dumps(units)}"]
+    words += ["--model-arg", "shuffle=True"] if settings.shuffle else []
     return f"python -m bunit_kernels.train {shlex.join(words)}"

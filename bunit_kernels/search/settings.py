@@ -25,6 +25,7 @@ class SearchSettings:
         model: a network whose blocks a table of units names (:mod:`bunit_kernels.models.tables`).
         candidates: what a block may be; those that fit nowhere are an error. ``None`` for those of
             ``CANDIDATES`` that fit.
+        shuffle: whether all stacked layers shuffle their output channels.
         turns: entries a stage; its blocks take them in turn.
         max_flops, max_parameters: the budget, as shares of the dense counterpart's.
         trials: tables drawn, with those over the budget and those drawn before.
@@ -40,6 +41,7 @@ class SearchSettings:
 
     model: str = "bunit_resnet20"
     candidates: tuple[str, ...] | None = None
+    shuffle: bool = False
     turns: int = 2
     max_flops: float = 0.5
     max_parameters: float = 1.0
@@ -89,6 +91,7 @@ class SearchSettings:
         """The settings that a candidate is trained with."""
         shared = {f.name for f in fields(Settings)} & {f.name for f in fields(self)}
         arguments = {} if units is None else {"units": units}
+        arguments |= {"shuffle": True} if self.shuffle else {}
         values = {name: getattr(self, name) for name in shared}
         return Settings(**values | {"model_arg": arguments, "dense": False})
 

@@ -59,6 +59,7 @@ class Space:
             "num_classes": num_classes, "in_channels": shape[0], "image_size": list(shape[1:])
         }  # fmt: skip
         self.dense = self._count(self._meta(dense_counterpart(self.model), {}))
+        self.arguments |= {"shuffle": True} if settings.shuffle else {}
         normal = self._meta(self.model, {"units": {}})
         plan = getattr(normal, "units", None)
         if not isinstance(plan, Mapping):

@@ -7,9 +7,10 @@ from . import conv2d
 
 
 def _forward(
-    x, weights, biases, residual, units, stride, dilation, activation, out_activation,
+    x, weights, biases, residual, units, stride, dilation, shuffle, activation, out_activation,
     residual_activation,
 ):  # fmt: skip
+    check_unshuffled(shuffle)
     depth, given = len(weights), x
     for i, weight in enumerate(weights):
         last = i == depth - 1
@@ -20,6 +21,11 @@ def _forward(
             like=given,
         )  # fmt: skip
     return x
+
+
+def check_unshuffled(shuffle):
+    if shuffle:
+        raise ValueError("shuffle is for the CPU: outputs of Triton's kernels are shuffled after")
 
 
 OPERATORS = {"stacked_unit_conv2d": _forward}

@@ -8,12 +8,14 @@ import torch
 from ..ops._shapes import conv_level
 from . import conv2d
 from .norm import Norm, apply_norm, merge_moments, norm_grad
+from .unit_conv2d import check_unshuffled
 
 
 def _forward(
-    x, weights, gammas, betas, residual, units, stride, dilation, eps, recompute, activation,
-    out_activation, residual_activation,
+    x, weights, gammas, betas, residual, units, stride, dilation, shuffle, eps, recompute,
+    activation, out_activation, residual_activation,
 ):  # fmt: skip
+    check_unshuffled(shuffle)
     if recompute:
         raise ValueError("recompute is for the CPU: Triton's kernels keep what they made")
     channels = [len(gamma) for gamma in gammas]
@@ -43,9 +45,10 @@ def _norm(stats, gamma, beta, activation):
 
 
 def _backward(
-    grad, x, weights, gammas, betas, pre_norms, stats, units, stride, dilation, activation,
-    out_activation,
+    grad, x, weights, gammas, betas, pre_norms, stats, units, stride, dilation, shuffle,
+    activation, out_activation,
 ):  # fmt: skip
+    check_unshuffled(shuffle)
     depth = len(weights)
     channels = [len(gamma) for gamma in gammas]
     own = stats.split(channels, 1)

@@ -29,8 +29,8 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
                     "a gradient of ", grad.h, "x", grad.w, " does not fit an input of ", x.h, "x",
                     x.w);
   }
-  group_ = units_per_item(is_interleaved(x) || is_interleaved(grad), x.dtype, std::min(x.c, grad.c),
-                          count);
+  group_ = units_per_item(is_interleaved(x) || is_interleaved(grad), x.dtype,
+                          std::min(x.c, stack.places.empty() ? grad.c : count), count);
   group_in_ = group_channels(stack, level, group_);
   group_out_ = group_channels(stack, level + 1, group_);
   for (const Unit& unit : stack.units) {
@@ -49,7 +49,7 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
       BackwardUnit out{};
       out.kind = &plan.kinds[size_t(unit.kind)];
       out.in_channel = unit.channels[level];
-      out.out_channel = unit.channels[level + 1];
+      out.out = stack.out_channels(unit, level);
       out.weight = unit.weights[level];
       plan.units.push_back(out);
     }

@@ -28,8 +28,8 @@ void check_weights(const Stack& stack, const std::vector<Tensor>& weights,
 
 Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
            const std::optional<Tensor>& residual, const std::vector<int64_t>& units,
-           const ConvOptions& options) {
-  const Stack stack = Stack::conv(units, int64_t(weights.size()));
+           const ConvOptions& options, bool shuffle = false) {
+  const Stack stack = Stack::conv(units, int64_t(weights.size()), shuffle);
   STD_TORCH_CHECK(x.dim() == 4, "expected an input [N, C, H, W], got ", x.dim(), " dimensions");
   STD_TORCH_CHECK(x.size(1) == stack.channels[0], "expected ", stack.channels[0], " channels, got ",
                   x.size(1));
@@ -48,8 +48,11 @@ Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vecto
     STD_TORCH_CHECK(residual->scalar_type() == x.scalar_type(),
                     "the residual must have the input's dtype");
     added = image_of(*residual);
+    added.shuffled = shuffle;
   }
-  plan.run(stack.all(), in, image_of(y), added, {}, Activation::identity, nullptr);
+  Image out = image_of(y);
+  out.shuffled = shuffle;
+  plan.run(stack.all(), in, out, added, {}, Activation::identity, nullptr);
   return y;
 }
 
@@ -65,14 +68,15 @@ Tensor stacked_conv2d(const Tensor& x, const Tensor& weight, const std::optional
 Tensor stacked_unit_conv2d(const Tensor& x, const std::vector<Tensor>& weights,
                            const std::vector<Tensor>& biases, const std::optional<Tensor>& residual,
                            const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
-                           const Text& activation, const Text& out_activation,
+                           bool shuffle, const Text& activation, const Text& out_activation,
                            const Text& residual_activation) {
   return run(x, weights, biases, residual, units,
              {.stride = stride,
               .dilation = dilation,
               .hidden = activation_of(activation),
               .out = activation_of(out_activation),
-              .after_residual = activation_of(residual_activation)});
+              .after_residual = activation_of(residual_activation)},
+             shuffle);
 }
 
 }  // namespace

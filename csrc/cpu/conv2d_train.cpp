@@ -40,14 +40,36 @@ Tensor contiguous_like(const Tensor& t, bool channels_last) {
 }
 
 // `count` levels of the units that `rows` describe, from `level` on, as a stack of their own.
-Stack level_stack(const std::vector<int64_t>& rows, int64_t depth, int level, int count = 1) {
+Stack level_stack(const std::vector<int64_t>& rows, int64_t depth, int level, int count = 1,
+                  bool shuffle = false) {
   std::vector<int64_t> out;
   for (size_t i = 0; i < rows.size(); i += size_t(depth) + 4) {
     const auto widths = rows.begin() + int64_t(i) + 3 + level;
     out.insert(out.end(), {rows[i], rows[i + 1], rows[i + 2]});
     out.insert(out.end(), widths, widths + count + 1);
   }
-  return Stack::conv(out, count);
+  return Stack::conv(out, count, shuffle);
+}
+
+// Runs body(c0, c1) for the channels of the layer's output that are the units' own: channels next
+// to each other, in a shuffled output the first of all these units, their second, and so on.
+void for_each_out_run(const Stack& stack, const UnitRange& units,
+                      const std::function<void(int64_t, int64_t)>& body) {
+  const int depth = stack.depth;
+  const int64_t begin = stack.first_channel(depth, units.first);
+  const int64_t end = stack.first_channel(depth, units.last);
+  // All are all, in whatever order.
+  if (stack.places.empty() || end - begin == stack.channels[depth]) return body(begin, end);
+  for (int64_t c = 0, done = 0, count; done < end - begin; ++c, done += count) {
+    int64_t first = 0;
+    count = 0;
+    for (int64_t u = units.first; u < units.last; ++u) {
+      const Unit& unit = stack.units[size_t(u)];
+      if (c >= unit.widths[depth]) continue;
+      if (count++ == 0) first = stack.place(unit.channels[depth] + c);
+    }
+    body(first, first + count);
+  }
 }
 
 // Runs body(units) for all units: for `step` of them at a time, each thread its own, or for all at
@@ -96,10 +118,11 @@ std::pair<Tensor, Tensor> fold(const Stack& level, const Tensor& weight, const L
 std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& gammas,
     const std::vector<Tensor>& betas, const std::optional<Tensor>& residual,
-    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, double eps, bool recompute,
-    const Text& activation, const Text& out_activation, const Text& residual_activation) {
+    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, bool shuffle, double eps,
+    bool recompute, const Text& activation, const Text& out_activation,
+    const Text& residual_activation) {
   const int depth = int(weights.size());
-  const Stack stack = Stack::conv(units, depth);
+  const Stack stack = Stack::conv(units, depth, shuffle);
   STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == stack.channels[0], "expected an input [N, ",
                   stack.channels[0], ", H, W]");
   STD_TORCH_CHECK(gammas.size() == weights.size() && betas.size() == weights.size(),
@@ -127,7 +150,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     // The second level after one that was not kept begins where that one did.
     const int begin = l == 1 && recompute ? 0 : l;
     const Image in = image_of(begin == 0 ? x : pre_norms.back());
-    const Stack levels = level_stack(units, depth, begin, l + 1 - begin);
+    const bool shuffles = shuffle && l == depth - 1;
+    const Stack levels = level_stack(units, depth, begin, l + 1 - begin, shuffles);
     const int64_t channels = levels.channels[levels.depth];
     std::vector<Tensor> own(weights.begin() + begin, weights.begin() + l + 1), biases;
     if (begin < l) {
@@ -146,8 +170,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
                    kept ? std::vector<int64_t>{x.size(0), channels, plan.out_h(), plan.out_w()}
                         : std::vector<int64_t>{0},
                    kept && channels_last);
-    const Image out = kept ? image_of(z) : Image{nullptr,  scalar_of(x), x.size(0),
-                                                 channels, plan.out_h(), plan.out_w()};
+    Image out = kept ? image_of(z) : Image{nullptr,  scalar_of(x), x.size(0),
+                                           channels, plan.out_h(), plan.out_w()};
+    out.shuffled = shuffles;
     std::vector<Moments> moments(static_cast<size_t>(channels));
     plan.run(levels.all(), in, out, {}, begin == 0 ? Norm{} : norms.back().norm(),
              activation_of(activation), &moments);
@@ -156,7 +181,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     for (int64_t c = 0; c < channels; ++c) {
       const Moments& m = moments[size_t(c)];
       const double inv_std = 1 / std::sqrt(m.m2 / m.count + eps);
-      norms.back().set(c, m.mean, inv_std);
+      norms.back().set(c, levels.place(c), m.mean, inv_std);
       stat_values.set(first + c, m.mean);
       stat_values.set(total + first + c, inv_std);
       stat_values.set(2 * total + first + c, m.m2 / (m.count - 1));
@@ -193,10 +218,10 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Tensor& gradient, const Tensor& x, const std::vector<Tensor>& weights,
     const std::vector<Tensor>& gammas, const std::vector<Tensor>& betas,
     const std::vector<Tensor>& given_pre_norms, const Tensor& stats,
-    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, const Text& activation,
-    const Text& out_activation) {
+    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, bool shuffle,
+    const Text& activation, const Text& out_activation) {
   const int depth = int(weights.size());
-  const Stack stack = Stack::conv(units, depth);
+  const Stack stack = Stack::conv(units, depth, shuffle);
   const Scalar dtype = scalar_of(x);
   int64_t total = 0;
   for (int l = 0; l < depth; ++l) total += stack.channels[l + 1];
@@ -217,7 +242,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
                   "the gradient does not fit the last level's output");
   const bool channels_last = output_is_channels_last(given_pre_norms.back());
   std::deque<Stack> levels;
-  for (int l = 0; l < depth; ++l) levels.push_back(level_stack(units, depth, l));
+  for (int l = 0; l < depth; ++l) {
+    levels.push_back(level_stack(units, depth, l, 1, shuffle && l == depth - 1));
+  }
   std::optional<ForwardPlan> again;  // of the first level, where its output was not kept
   if (depth > 1 && given_pre_norms[0].dim() == 1 && given_pre_norms[0].numel() == 0) {
     again.emplace(levels[0], image_of(x), std::vector<Tensor>{weights[0]}, std::vector<Tensor>{},
@@ -234,6 +261,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
       zs.push_back(image_of(pre_norms.back()));
     }
   }
+  zs.back().shuffled = shuffle;
   const Values<double> stat_values(stats);
   std::deque<LevelNorm> norms;
   std::deque<ChannelRows> means;  // of g and of g * zhat, over a channel's values
@@ -241,18 +269,20 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   std::vector<Tensor> grad_weights;
   std::vector<int64_t> firsts{0};
   const Tensor grad = contiguous_like(gradient, channels_last);
+  Image grad_out = image_of(grad);
+  grad_out.shuffled = shuffle;
   int64_t step = 1;
   for (int l = 0; l < depth; ++l) {
     const size_t i = size_t(l);
     norms.emplace_back(gammas[i], betas[i], dtype);
     means.emplace_back(2, size_t(levels[i].channels[1]), dtype);
     for (int64_t c = 0; c < levels[i].channels[1]; ++c) {
-      norms[i].set(c, stat_values[firsts[i] + c], stat_values[total + firsts[i] + c]);
+      norms[i].set(c, c, stat_values[firsts[i] + c], stat_values[total + firsts[i] + c]);
     }
     firsts.push_back(firsts[i] + levels[i].channels[1]);
     // The gradient of a hidden level's output will lie as that output does.
     plans.emplace_back(levels[i], 0, l == 0 ? image_of(x) : zs[i - 1],
-                       l == depth - 1 ? image_of(grad) : zs[i], &weights[i], l == 0 ? stride : 1,
+                       l == depth - 1 ? grad_out : zs[i], &weights[i], l == 0 ? stride : 1,
                        dilation, Pass::with_norms);
     step = std::lcm(step, plans[i].group());
     grad_weights.push_back(torch::stable::empty(weights[i].sizes(), weights[i].scalar_type(),
@@ -266,24 +296,30 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   if (again) step = std::lcm(step, again->group(image_of(x), channels_last));
 
   const Image last = zs.back();
+  LevelNorm last_norm(gammas.back(), betas.back(), dtype);  // in the order of `last`
+  for (int64_t c = 0; c < last.c; ++c) {
+    const int64_t i = firsts[size_t(depth) - 1] + c;
+    last_norm.set(c, stack.place(c), stat_values[i], stat_values[total + i]);
+  }
   std::vector<double> parts(size_t(last.n * last.c * 2));
-  const ReduceCall reduce_call{image_of(grad),
-                               last,
-                               norms.back().norm(),
-                               norms.back().inv_std(),
-                               activation_of(out_activation),
-                               parts.data()};
+  const ReduceCall reduce_call{
+      grad_out,    last, last_norm.norm(), last_norm.inv_std(), activation_of(out_activation),
+      parts.data()};
   const auto reduce = kernels().reduce[compute_index(dtype)];
   Pool pool;
   for_each_units(stack, step, [&](const UnitRange& own) {
     const int64_t begin = stack.first_channel(depth, own.first);
     const int64_t end = stack.first_channel(depth, own.last);
-    for_each_channels(last, begin, end,
-                      [&](int64_t n, int64_t c0, int64_t c1) { reduce(reduce_call, n, c0, c1); });
+    for_each_out_run(stack, own, [&](int64_t first, int64_t behind) {
+      for_each_channels(last, first, behind,
+                        [&](int64_t n, int64_t c0, int64_t c1) { reduce(reduce_call, n, c0, c1); });
+    });
     std::vector<double> sums(size_t(2 * (end - begin)));  // of g and g * zhat
     for (int64_t n = 0; n < last.n; ++n) {
-      const double* part = parts.data() + 2 * (n * last.c + begin);
-      for (size_t k = 0; k < sums.size(); ++k) sums[k] += part[k];
+      for (int64_t c = begin; c < end; ++c) {
+        const double* part = parts.data() + 2 * (n * last.c + stack.place(c));
+        for (int k = 0; k < 2; ++k) sums[size_t(2 * (c - begin) + k)] += part[k];
+      }
     }
     std::optional<ImageOf> between;  // the gradient on its way from level to level
     std::optional<ImageOf> first;    // the first level's output, made again
@@ -320,7 +356,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
         next.emplace(pool, in, levels[i].first_channel(0, own.first),
                      levels[i].first_channel(0, own.last), channels_last);
       }
-      plans[i].run(own, in, between ? between->image() : image_of(grad),
+      plans[i].run(own, in, between ? between->image() : grad_out,
                    next ? next->image() : image_of(grad_x), around, &grad_weights[i], nullptr,
                    l > 0 ? &sums : nullptr);
       between = std::move(next);

@@ -36,7 +36,7 @@ ForwardPlan::ForwardPlan(const Stack& stack, const Image& x, const std::vector<T
       plan.units[u] = {};
       plan.units[u].kind = &plan.kinds[size_t(unit.kind)];
       plan.units[u].in_channel = unit.channels[0];
-      plan.units[u].out_channel = unit.channels[stack.depth];
+      plan.units[u].out = stack.out_channels(unit, stack.depth - 1);
     }
   }
   if (dtype_ == Scalar::float64) {
@@ -116,9 +116,11 @@ int64_t ForwardPlan::stage_bytes(const ForwardCall& call, int64_t group, int64_t
 }
 
 int64_t ForwardPlan::group(const Image& x, bool interleaved) const {
-  return units_per_item(interleaved || is_interleaved(x), x.dtype,
-                        std::min(stack_.channels[0], stack_.channels[stack_.depth]),
-                        stack_.all().last);
+  const int64_t units = stack_.all().last;  // of a shuffled output as many channels lie together
+  return units_per_item(
+      interleaved || is_interleaved(x), x.dtype,
+      std::min(stack_.channels[0], stack_.places.empty() ? stack_.channels[stack_.depth] : units),
+      units);
 }
 
 void ForwardPlan::run(const UnitRange& units, const Image& x, const Image& y, const Image& residual,

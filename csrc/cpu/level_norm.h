@@ -38,14 +38,16 @@ class ChannelRows {
   std::vector<double> values_;  // as storage
 };
 
-// Mean, scale and shift of one level's norm, and 1 / standard deviation.
+// Mean, scale and shift of one level's norm, and 1 / standard deviation; of channels in the order
+// of the images that the norm is for, which may be shuffled.
 class LevelNorm {
  public:
   LevelNorm(const Tensor& gamma, const Tensor& beta, Scalar dtype)
       : gamma_(gamma), beta_(beta), rows_(4, size_t(gamma.numel()), dtype) {}
 
-  void set(int64_t channel, double mean, double inv_std) {
-    const size_t c = size_t(channel);
+  // For channel `channel` of the parameters, which the images have at `place`.
+  void set(int64_t channel, int64_t place, double mean, double inv_std) {
+    const size_t c = size_t(place);
     rows_.set(0, c, mean);
     rows_.set(1, c, gamma_[channel] * inv_std);
     rows_.set(2, c, beta_[channel]);

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/calls.h"
+
 namespace bunit {
 
 constexpr int kMaxDepth = 8;
@@ -29,11 +31,17 @@ struct Stack {
   int depth = 0;
   int kinds = 0;
   std::vector<Unit> units;
+  std::vector<int64_t>
+      places;  // of the last level's channels in a shuffled output; empty if none is
   int64_t channels[kMaxDepth + 1] = {};  // all units together
   int64_t weight_sizes[kMaxDepth] = {};
 
   // Rows (count, k, pad, c0, ..., cL).
-  static Stack conv(const std::vector<int64_t>& rows, int64_t depth) { return {rows, depth, true}; }
+  static Stack conv(const std::vector<int64_t>& rows, int64_t depth, bool shuffle = false) {
+    Stack stack(rows, depth, true);
+    if (shuffle) stack.find_places();
+    return stack;
+  }
   // Rows (count, c0, ..., cL): 1x1 convolutions without padding.
   static Stack linear(const std::vector<int64_t>& rows, int64_t depth) {
     return {rows, depth, false};
@@ -50,7 +58,32 @@ struct Stack {
     return unit < int64_t(units.size()) ? units[size_t(unit)].weights[level] : weight_sizes[level];
   }
 
+  // Where the layer's output has channel `c` of the units' outputs.
+  int64_t place(int64_t c) const { return places.empty() ? c : places[size_t(c)]; }
+
+  // A unit's channels after level `level`.
+  OutChannels out_channels(const Unit& unit, int level) const {
+    OutChannels out{unit.channels[level + 1], unit.widths[level + 1], nullptr, 1};
+    if (places.empty() || level + 1 < depth) return out;
+    out.places = places.data() + out.first;
+    if (out.count > 1) out.step = out.places[1] - out.places[0];
+    for (int64_t c = 1; c < out.count; ++c) {
+      if (out.places[c] != out.places[0] + c * out.step) out.step = 0;
+    }
+    return out;
+  }
+
  private:
+  // Round robin (mirrors round_robin in bunit_kernels/shuffle.py).
+  void find_places() {
+    places.resize(size_t(channels[depth]));
+    for (int64_t c = 0, place = 0; place < channels[depth]; ++c) {
+      for (const Unit& unit : units) {
+        if (c < unit.widths[depth]) places[size_t(unit.channels[depth] + c)] = place++;
+      }
+    }
+  }
+
   Stack(const std::vector<int64_t>& rows, int64_t depth, bool conv) : depth(int(depth)) {
     STD_TORCH_CHECK(depth >= 1 && depth <= kMaxDepth, "units of 1 to ", kMaxDepth, " levels, got ",
                     depth);

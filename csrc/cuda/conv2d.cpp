@@ -132,8 +132,9 @@ Tensor stacked_conv2d(const Tensor& x, const Tensor& weight, const std::optional
 Tensor stacked_unit_conv2d(const Tensor& x, const std::vector<Tensor>& weights,
                            const std::vector<Tensor>& biases, const std::optional<Tensor>& residual,
                            const std::vector<int64_t>& units, int64_t stride, int64_t dilation,
-                           const Text& activation, const Text& out_activation,
+                           bool shuffle, const Text& activation, const Text& out_activation,
                            const Text& residual_activation) {
+  check_unshuffled(shuffle);
   return run(x, weights, biases, residual, units, stride, dilation, activation_of(activation),
              activation_of(out_activation), activation_of(residual_activation));
 }

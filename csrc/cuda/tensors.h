@@ -70,6 +70,10 @@ class OnDevice : public Context {
 
 inline Array array_of(const Tensor& t) { return {t.mutable_data_ptr(), t.numel()}; }
 
+inline void check_unshuffled(bool shuffle) {
+  STD_TORCH_CHECK(!shuffle, "shuffle is for the CPU: outputs of CUDA kernels are shuffled after");
+}
+
 inline Activation activation_of(const std::string& name) {
   static constexpr const char* kNames[] = {"identity", "relu", "relu6",    "leaky_relu",
                                            "gelu",     "silu", "hardswish"};

@@ -74,8 +74,10 @@ class Norms {
 std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& gammas,
     const std::vector<Tensor>& betas, const std::optional<Tensor>& residual,
-    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, double eps, bool recompute,
-    const Text& activation, const Text& out_activation, const Text& residual_activation) {
+    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, bool shuffle, double eps,
+    bool recompute, const Text& activation, const Text& out_activation,
+    const Text& residual_activation) {
+  check_unshuffled(shuffle);
   STD_TORCH_CHECK(!recompute, "recompute is for the CPU: CUDA kernels keep what they made");
   const int depth = int(weights.size());
   const auto layer = conv_layer(units, depth);
@@ -167,8 +169,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Tensor& gradient, const Tensor& x, const std::vector<Tensor>& weights,
     const std::vector<Tensor>& gammas, const std::vector<Tensor>& betas,
     const std::vector<Tensor>& pre_norms, const Tensor& given_stats,
-    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, const Text& activation,
-    const Text& out_activation) {
+    const std::vector<int64_t>& units, int64_t stride, int64_t dilation, bool shuffle,
+    const Text& activation, const Text& out_activation) {
+  check_unshuffled(shuffle);
   const int depth = int(weights.size());
   const auto layer = conv_layer(units, depth);
   const Stack& stack = layer->stack;

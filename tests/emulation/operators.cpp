@@ -171,7 +171,7 @@ class Runner {
     const auto residual = std::optional(image(test_.depth));
     const auto [y] =
         call<Tensor>("stacked_unit_conv2d", image(0), weights, of_levels(), residual, test_.rows,
-                     test_.stride, test_.dilation, activation, activation, relu);
+                     test_.stride, test_.dilation, false, activation, activation, relu);
     check(y, test_.name, "the units' output");
   }
 
@@ -184,12 +184,12 @@ class Runner {
     const auto residual = std::optional(image(test_.depth));
     const auto [y, pre_norms, stats] = call<Tensor, Tensors, Tensor>(
         "stacked_unit_conv2d_train", x, weights, gammas, betas, residual, test_.rows, test_.stride,
-        test_.dilation, 1e-5, false, activation, activation, relu);
+        test_.dilation, false, 1e-5, false, activation, activation, relu);
     check(y, test_.name, "the output in training");
     check(stats, test_.name, "the statistics");
     const auto [gx, gw, affine] = call<Tensor, Tensors, Tensor>(
         "stacked_unit_conv2d_train_backward", grad, x, weights, gammas, betas, pre_norms, stats,
-        test_.rows, test_.stride, test_.dilation, activation, activation);
+        test_.rows, test_.stride, test_.dilation, false, activation, activation);
     check(gx, test_.name, "the gradient of the input in training");
     for (const Tensor& g : gw) check(g, test_.name, "the gradient of a weight in training");
     check(affine, test_.name, "the gradient of the norms");

@@ -44,7 +44,7 @@ struct LevelBackward {
       weight_grad(own, y1 - y0, grad_weight + unit.weight);
       if (grad_bias) {
         add_bias_grads<T>({own, kind.row, kind.grad_plane}, y1 - y0, call.grad.w * lanes,
-                          kind.c_out, grad_bias + unit.out_channel);
+                          kind.c_out, grad_bias + unit.out.first);
       }
     }
     if (call.grad_x.data && q1 > y0) input_grad(n, y0, q1, in_sums);
@@ -98,15 +98,12 @@ struct LevelBackward {
 
   void load_grads(int64_t n, int64_t y0, int64_t end) {
     const PlaneMap map{kind.row, kind.grad_plane, lanes, 1, kind.reach, 1};
-    const auto load = [&](const auto& reader) {
-      load_planes(reader, call.grad.h, call.grad.w, has_dense_rows(call.grad), unit.out_channel,
-                  kind.c_out, map, y0, y0, end + kind.reach, grads);
-    };
+    const int64_t below = end + kind.reach;
     if (call.out_norm.mean) {
-      load(ReadThroughNorm<T>{call, n, spare, spare_z});
-    } else {
-      load(ReadPixels{call.grad, n});
+      return load_through_norm(call, unit, n, map, y0, y0, below, grads, spare, spare_z);
     }
+    load_planes(ReadPixels{call.grad, n}, call.grad.h, call.grad.w, has_dense_rows(call.grad),
+                unit.out.first, kind.c_out, map, y0, y0, below, grads);
   }
 
   void load_inputs(int64_t n, int64_t y0, int64_t y1) {
@@ -199,6 +196,7 @@ template <class T>
 struct StagedBackward {
   const BackwardCall& given;
   BackwardCall call;
+  int64_t first, last;
   Region out, in;
   T* grad_x;
 
@@ -206,7 +204,7 @@ struct StagedBackward {
   // input rows that go with them.
   StagedBackward(const BackwardCall& given, int64_t first, int64_t last, int64_t y0, int64_t y1,
                  int64_t q1)
-      : given(given), call(given), grad_x(nullptr) {
+      : given(given), call(given), first(first), last(last), grad_x(nullptr) {
     Image* const read[] = {&call.grad, &call.x, &call.z};
     for (Image* image : read) {
       image->ahead = bytes_ahead(*image, given.lanes, given.lanes * image->stride_n);
@@ -217,7 +215,7 @@ struct StagedBackward {
       reach = at_least(reach, given.units[u].kind->reach);
       pad = at_least(pad, given.units[u].kind->pad);
     }
-    out = {begin.out_channel, end.out_channel + end.kind->c_out,
+    out = {begin.out.first, end.out.first + end.out.count,
            at_most(at_least(y0 - reach, 0), given.grad.h),
            at_most(at_least(y1, q1) + reach, given.grad.h), given.lanes};
     const int64_t below = at_least(y1 + reach, q1) * given.stride + given.stride;
@@ -233,11 +231,11 @@ struct StagedBackward {
   // Takes what it needs of `memory` and returns the rest.
   T* load(int64_t n, T* memory) {
     if (is_staged(given.grad)) {
-      call.grad = stage_in(call.grad, n, out, memory);
+      call.grad = stage_in_outputs(call.grad, n, given.units, first, last, out, memory);
       memory += out.size(given.grad);
     }
     if (given.out_norm.mean && is_staged(given.z)) {
-      call.z = stage_in(call.z, n, out, memory);
+      call.z = stage_in_outputs(call.z, n, given.units, first, last, out, memory);
       memory += out.size(given.z);
     }
     const bool reads_x = given.grad_weight || given.in_norm.mean;
@@ -255,7 +253,7 @@ struct StagedBackward {
 
   // Rows of the input's gradient that belong to this segment: which, depends on the kind.
   template <class F>
-  void store_grad_x(int64_t n, int64_t first, int64_t last, int64_t y0, F end_of) const {
+  void store_grad_x(int64_t n, int64_t y0, F end_of) const {
     const int64_t plane = in.plane(given.x);
     for (int64_t u = first, next; u < last; u = next) {
       const BackwardKind& kind = *given.units[u].kind;
@@ -323,7 +321,7 @@ void backward_item(const BackwardCall& given, int64_t block, int64_t segment, in
       const bool due = (n + 1 - n0) % kImagesInSums == 0 || n + 1 == n1;
       if (grad_weight && due) RowsBackward<T>::add_up(unit, sums_of(u), grad_weight);
     }
-    if (staged.grad_x) staged.store_grad_x(n, first, last, y0, end_of);
+    if (staged.grad_x) staged.store_grad_x(n, y0, end_of);
   }
   for (int64_t u = first; u < last && grad_weight; ++u) {
     const BackwardUnit& unit = given.units[u];

@@ -12,13 +12,15 @@ struct ReadThroughNorm {
   static constexpr int kSources = 2;
   const BackwardCall& call;
   int64_t n;
-  T* spare;    // a row
-  T* spare_z;  // the same
+  T* spare;           // a row
+  T* spare_z;         // the same
+  int64_t shift = 0;  // from a channel of the images to that of the norm
 
   const Image& source(int k) const { return k == 0 ? call.grad : call.z; }
 
   template <class, class F>
-  BUNIT_INLINE void with_channel(int64_t c, F use) const {
+  BUNIT_INLINE void with_channel(int64_t channel, F use) const {
+    const int64_t c = channel + shift;
     const ChannelNorm<T> norm(call.out_norm, c);
     const Vec<T> mean_g = value_of<T>(call.mean_g, c);
     const Vec<T> slope = value_of<T>(call.inv_std, c) * value_of<T>(call.mean_gz, c);
@@ -41,6 +43,22 @@ struct ReadThroughNorm {
     });
   }
 };
+
+// load_planes of the gradient of a unit's convolution outputs, from that after their norm.
+template <class T>
+void load_through_norm(const BackwardCall& call, const BackwardUnit& unit, int64_t n,
+                       const PlaneMap& map, int64_t base, int64_t q0, int64_t q1, T* planes,
+                       T* spare, T* spare_z) {
+  ReadThroughNorm<T> read{call, n, spare, spare_z};
+  const Image& grad = call.grad;
+  const int64_t together = grad.shuffled ? 1 : unit.out.count;
+  for (int64_t c = 0; c < unit.out.count; c += together) {
+    const int64_t place = place_of(grad, unit.out, c);
+    read.shift = unit.out.first + c - place;
+    load_planes(read, grad.h, grad.w, has_dense_rows(grad), place, int(together), map, base, q0, q1,
+                planes + c * map.plane);
+  }
+}
 
 // Multiplies rows [y0, y1) of the input's gradient, `row` elements apart, by the derivative of the
 // activation before it, writes them, and adds up what the norm's gradient needs. Only levels after

@@ -39,7 +39,7 @@ struct RowsBackward {
       UnpaddedWeightGrad<T>{grad, x, y0, y1, call.x.h, call.x.w}.add(kind.c_out, kind.c_in, sums);
       if (grad_bias) {
         const ImageRows<T> own{grad.at(0, y0), grad.row, grad.plane};
-        add_bias_grads(own, y1 - y0, call.grad.w, kind.c_out, grad_bias + unit.out_channel);
+        add_bias_grads(own, y1 - y0, call.grad.w, kind.c_out, grad_bias + unit.out.first);
       }
     }
     if (call.grad_x.data) input_grad(grad, y0, y1, in_sums);
@@ -74,11 +74,13 @@ struct RowsBackward {
   }
 
   ImageRows<T> rows_of_grad(int64_t y0, int64_t y1) const {
-    const auto of = [&](const auto& reader) {
-      return rows_of(reader, unit.out_channel, kind.c_out, y0, y1, kind.grad_plane, grads);
-    };
-    if (call.out_norm.mean) return of(ReadThroughNorm<T>{call, n, spare, spare_z});
-    return of(ReadPixels{call.grad, n});
+    if (!call.out_norm.mean) {
+      return rows_of(ReadPixels{call.grad, n}, unit.out.first, kind.c_out, y0, y1, kind.grad_plane,
+                     grads);
+    }
+    load_through_norm(call, unit, n, PlaneMap{kind.row, kind.grad_plane, 1, 1, 0, 1}, y0, y0, y1,
+                      grads, spare, spare_z);
+    return {grads - y0 * kind.row, kind.row, kind.grad_plane};
   }
 
   ImageRows<T> rows_of_x(int64_t y0, int64_t y1) const {

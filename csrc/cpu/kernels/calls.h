@@ -21,8 +21,17 @@ struct Image {
   Scalar dtype = Scalar::float32;
   int64_t n = 0, c = 0, h = 0, w = 0;
   int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
-  int64_t lanes = 1;  // elements a pixel, next to each other: as many images
-  int64_t ahead = 0;  // bytes from a pixel to one that will be read soon, if not 0
+  int64_t lanes = 1;      // elements a pixel, next to each other: as many images
+  int64_t ahead = 0;      // bytes from a pixel to one that will be read soon, if not 0
+  bool shuffled = false;  // its channels are the units' output channels in shuffled order
+};
+
+// A unit's output channels: `count` of them, from `first` on in the units' order. Images that are
+// shuffled have them at `places`, `step` apart if they are evenly so and `step` is not 0.
+struct OutChannels {
+  int64_t first, count;
+  const int64_t* places;
+  int64_t step;
 };
 
 // Elements between the planes that stand in for an image: planes of whole pages, one after the
@@ -77,7 +86,8 @@ struct Kind {
 
 struct PackedUnit {
   const Kind* kind;
-  int64_t in_channel, out_channel;
+  int64_t in_channel;
+  OutChannels out;
   // T, [blocks of output channels][taps][channels of the block], or as Winograd takes them.
   const void* weights[kLevels];
   const void* biases[kLevels];  // T, or null
@@ -128,7 +138,8 @@ struct BackwardKind {
 
 struct BackwardUnit {
   const BackwardKind* kind;
-  int64_t in_channel, out_channel;
+  int64_t in_channel;
+  OutChannels out;
   int64_t weight;       // first element in the packed weight
   const void* weights;  // T, per phase [blocks of input channels][taps][block]; or for Winograd
 };

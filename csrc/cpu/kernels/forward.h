@@ -232,7 +232,7 @@ struct UnitForward {
 
   // Whether finished rows can go straight into the output tensor.
   bool direct(const Moments* moments) const {
-    if (moments || call.residual.data) return false;
+    if (moments || call.residual.data || step_of(call.y, unit.out) == 0) return false;
     const Scalar own = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
     return call.lanes > 1 ? call.y.lanes > 1
                           : ((last().by_rows || last().winograd || kind.squares) &&
@@ -242,7 +242,8 @@ struct UnitForward {
   // Whether a unit's output, to be at `out`, goes around the caches once it is whole.
   bool leaves_whole(const T* out) const {
     const Image& y = call.y;
-    return call.around_whole && y.stride_h == y.w && y.stride_c == y.h * y.w &&
+    return call.around_whole && step_of(y, unit.out) == 1 && y.stride_h == y.w &&
+           y.stride_c == y.h * y.w &&
            last().c_out * y.stride_c * int64_t(sizeof(T)) % kLineBytes == 0 &&
            reinterpret_cast<uintptr_t>(out) % kLineBytes == 0;
   }
@@ -250,12 +251,12 @@ struct UnitForward {
   // Adds the residual to finished rows.
   void add_residual(int64_t y0, int64_t y1) {
     const Level& level = last();
-    const Image residual = as_planes(call.residual, unit.out_channel, level.c_out, y0, y1);
     for (int c = 0; c < level.c_out; ++c) {
+      const int64_t channel = place_of(call.residual, unit.out, c);
+      const Image residual = as_planes(call.residual, channel, 1, y0, y1);
       for (int64_t y = y0; y < y1; ++y) {
         T* row = finished + c * kind.out_plane + (y - y0) * finished_row();
-        read_pixels(residual, offset_of(residual, n, unit.out_channel + c, y, 0), 1, spare,
-                    level.out_w);
+        read_pixels(residual, offset_of(residual, n, channel, y, 0), 1, spare, level.out_w);
         const int64_t width = level.out_w * call.lanes;
         for (int64_t i = 0; i < width; i += kLanes<T>) {
           const Vec<T> v = activate<T>(call.after_residual, load(row + i) + load(spare + i));
@@ -275,7 +276,7 @@ struct UnitForward {
       for (int c = first; c < end && stores; ++c) {
         const T* row = finished + c * kind.out_plane;
         T* out = static_cast<T*>(const_cast<void*>(call.y.data)) +
-                 offset_of(call.y, n, unit.out_channel + c, y, 0);
+                 offset_of(call.y, n, place_of(call.y, unit.out, c), y, 0);
         for (int64_t r = 0; r < rows; ++r, row += finished_row(), out += call.y.stride_h) {
           if (call.around) {
             copy_around(row, out, width);
@@ -311,15 +312,15 @@ struct UnitForward {
       const int64_t end = at_most(y + kind.step, y1);
       if (direct(moments)) {
         T* out = static_cast<T*>(const_cast<void*>(call.y.data)) +
-                 offset_of(call.y, n, unit.out_channel, y, 0);
+                 offset_of(call.y, n, place_of(call.y, unit.out, 0), y, 0);
         if (end - y == last().out_h && leaves_whole(out)) {
           const int64_t plane = last().out_h * last().out_w;
           run_level(call.depth - 1, y, end, finished, plane, last().out_w, call.out);
           copy_around(finished, out, last().c_out * plane);
           continue;
         }
-        run_level(call.depth - 1, y, end, out, call.y.stride_c, call.y.stride_h, call.out,
-                  call.around);
+        run_level(call.depth - 1, y, end, out, call.y.stride_c * step_of(call.y, unit.out),
+                  call.y.stride_h, call.out, call.around);
         continue;
       }
       run_level(call.depth - 1, y, end, finished, kind.out_plane, finished_row(), call.out);
@@ -328,14 +329,16 @@ struct UnitForward {
       if (moments) add_moments_of_rows(y, end - y, moments, stores);
       if (stores || !call.y.data) continue;
       if (call.residual.data) add_residual(y, end);
-      if (call.lanes > call.y.lanes) {
-        const int64_t channel = unit.out_channel;
-        stage_out(call.y, n, {channel, channel + last().c_out, y, end, call.lanes}, finished,
-                  kind.out_plane, call.around);
-        continue;
+      for (int c = 0; c < last().c_out; ++c) {
+        const T* plane = finished + c * kind.out_plane;
+        const int64_t channel = place_of(call.y, unit.out, c);
+        if (call.lanes > call.y.lanes) {
+          stage_out(call.y, n, {channel, channel + 1, y, end, call.lanes}, plane, kind.out_plane,
+                    call.around);
+        } else {
+          store_planes(call.y, n, channel, 1, y, end - y, plane, kind.out_plane, finished_row());
+        }
       }
-      store_planes(call.y, n, unit.out_channel, last().c_out, y, end - y, finished, kind.out_plane,
-                   finished_row());
     }
   }
 };
@@ -383,10 +386,9 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
     call.x = stage_in(call.x, n, region, memory);
     memory += region.size(given.x);
   }
-  const Region out{begin.out_channel, end.out_channel + end.kind->levels[call.depth - 1].c_out, y0,
-                   y1, given.lanes};
+  const Region out{begin.out.first, end.out.first + end.out.count, y0, y1, given.lanes};
   if (is_interleaved(given.residual)) {
-    call.residual = stage_in(given.residual, n, out, memory);
+    call.residual = stage_in_outputs(given.residual, n, call.units, first, last, out, memory);
     memory += out.size(given.residual);
   }
   T* staged = memory;
@@ -401,12 +403,14 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
     if (!is_interleaved(given.x)) set_ahead(unit.kind->levels[0].c_in);
     Moments* moments = nullptr;
     if (call.moments) {
-      moments = call.moments + (n * call.segments + segment) * call.y.c + unit.out_channel;
-      for (int c = 0; c < unit.kind->levels[call.depth - 1].c_out; ++c) moments[c] = {};
+      moments = call.moments + (n * call.segments + segment) * call.y.c + unit.out.first;
+      for (int64_t c = 0; c < unit.out.count; ++c) moments[c] = {};
     }
     UnitForward<T>(call, unit, n, memory).run(y0, y1, moments);
   }
-  if (is_interleaved(given.y)) stage_out(given.y, n, out, staged, out.plane(given.y), given.around);
+  if (is_interleaved(given.y)) {
+    stage_out_outputs(given.y, n, call.units, first, last, out, staged, given.around);
+  }
 }
 
 }  // namespace bunit::BUNIT_ISA

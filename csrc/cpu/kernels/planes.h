@@ -42,6 +42,15 @@ BUNIT_INLINE int64_t offset_of(const Image& image, int64_t n, int64_t c, int64_t
   return n * image.stride_n + c * image.stride_c + y * image.stride_h + x * image.stride_w;
 }
 
+// Where an image has a unit's output channel c, and from one of them to the next; 0 where that
+// differs.
+BUNIT_INLINE int64_t place_of(const Image& image, const OutChannels& out, int64_t c) {
+  return image.shuffled ? out.places[c] : out.first + c;
+}
+BUNIT_INLINE int64_t step_of(const Image& image, const OutChannels& out) {
+  return image.shuffled ? out.step : 1;
+}
+
 BUNIT_INLINE int64_t element_size(Scalar dtype) {
   return dtype == Scalar::float64 ? 8 : dtype == Scalar::float32 ? 4 : 2;
 }

@@ -234,6 +234,7 @@ template <class T>
 Image planes_of(const Image& image, const Region& region, T* planes) {
   Image out = image;
   out.ahead = 0;
+  out.shuffled = false;
   out.dtype = sizeof(T) == 8 ? Scalar::float64 : Scalar::float32;
   out.stride_n = 0;
   out.lanes = region.lanes;
@@ -256,12 +257,17 @@ BUNIT_INLINE void for_each_run(const Image& image, int64_t n, const Region& regi
 }
 
 template <class T>
-Image stage_in(const Image& image, int64_t n, const Region& region, T* planes) {
+void read_region(const Image& image, int64_t n, const Region& region, T* planes, int64_t plane) {
   for_each_run(image, n, region, [&](int64_t offset, int64_t pixels, int64_t at) {
-    const int64_t channels = region.c1 - region.c0, plane = region.plane(image);
+    const int64_t channels = region.c1 - region.c0;
     if (region.lanes > 1) return to_lanes(image, offset, pixels, channels, planes + at, plane);
     to_planes(image, offset, image.stride_w, pixels, channels, planes + at, plane);
   });
+}
+
+template <class T>
+Image stage_in(const Image& image, int64_t n, const Region& region, T* planes) {
+  read_region(image, n, region, planes, region.plane(image));
   return planes_of(image, region, planes);
 }
 
@@ -275,6 +281,45 @@ void stage_out(const Image& image, int64_t n, const Region& region, const T* pla
     }
     from_planes(image, offset, image.stride_w, pixels, channels, planes + at, plane, around);
   });
+}
+
+// Calls move(run, its place in the planes, elements from one of its planes to the next) for regions
+// that together are `whole`, the output channels of units [first, last), which lie one after the
+// other in the planes: in a shuffled image the same channel of neighbours of equal width.
+template <class Unit, class F>
+BUNIT_INLINE void for_each_out_region(const Image& image, const Unit* units, int64_t first,
+                                      int64_t last, const Region& whole, F move) {
+  const int64_t plane = whole.plane(image);
+  if (!image.shuffled) return move(whole, int64_t(0), plane);
+  for (int64_t u = first, next; u < last; u = next) {
+    const OutChannels& out = units[u].out;
+    next = u + 1;
+    while (next < last && units[next].out.count == out.count) ++next;
+    for (int64_t c = 0; c < out.count; ++c) {
+      const Region run{out.places[c], out.places[c] + next - u, whole.y0, whole.y1, whole.lanes};
+      move(run, (out.first + c - whole.c0) * plane, out.count * plane);
+    }
+  }
+}
+
+// stage_in and stage_out of the output channels of units [first, last).
+template <class T, class Unit>
+Image stage_in_outputs(const Image& image, int64_t n, const Unit* units, int64_t first,
+                       int64_t last, const Region& whole, T* planes) {
+  for_each_out_region(image, units, first, last, whole,
+                      [&](const Region& run, int64_t at, int64_t plane) {
+                        read_region(image, n, run, planes + at, plane);
+                      });
+  return planes_of(image, whole, planes);
+}
+
+template <class T, class Unit>
+void stage_out_outputs(const Image& image, int64_t n, const Unit* units, int64_t first,
+                       int64_t last, const Region& whole, const T* planes, bool around) {
+  for_each_out_region(image, units, first, last, whole,
+                      [&](const Region& run, int64_t at, int64_t plane) {
+                        stage_out(image, n, run, planes + at, plane, around);
+                      });
 }
 
 }  // namespace bunit::BUNIT_ISA

@@ -1,0 +1,74 @@
+"""Channel shuffle: the order of a stacked layer's output channels that interleaves its units.
+
+Round robin: the first output channel of every unit in the units' order, then the second of every
+unit that has one, and so on. For ``U`` units of ``c`` output channels each, channel ``j`` of unit
+``u`` lands at ``j * U + u``: ShuffleNet's channel shuffle with one group a unit (Zhang et al., "An
+Extremely Efficient Convolutional Neural Network for Mobile Devices", CVPR 2018, section 3.1).
+csrc/cpu/stack.h follows the same rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+def round_robin(widths: Sequence[int]) -> tuple[int, ...]:
+    """For each channel of the shuffled output the one of the units' concatenated outputs that it
+    is; ``widths`` are the units' output channels."""
+    firsts = list(accumulate(widths, initial=0))
+    return tuple(
+        first + channel
+        for channel in range(max(widths))
+        for first, width in zip(firsts, widths, strict=False)
+        if channel < width
+    )
+
+
+def shuffled(y: Tensor, widths: Sequence[int], dim: int) -> Tensor:
+    """The units' concatenated outputs in round-robin order; ``dim`` has the channels. Images keep
+    their memory format. Alone in this it is a copy; where nothing moves it is ``y``."""
+    if _moves_nothing(widths):
+        return y
+    if len(set(widths)) == 1:
+        return _along(y, dim, lambda t, d: _turned(t, len(widths), d))
+    return _along(y, dim, lambda t, d: _picked(t, round_robin(widths), d))
+
+
+def unshuffled(y: Tensor, widths: Sequence[int], dim: int) -> Tensor:
+    """The inverse of :func:`shuffled`."""
+    if _moves_nothing(widths):
+        return y
+    if len(set(widths)) == 1:
+        return _along(y, dim, lambda t, d: _turned(t, widths[0], d))
+    order = round_robin(widths)
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return _along(y, dim, lambda t, d: _picked(t, places, d))
+
+
+def _moves_nothing(widths: Sequence[int]) -> bool:
+    return len(widths) == 1 or max(widths) == 1
+
+
+def _turned(y: Tensor, rows: int, dim: int) -> Tensor:
+    """Channels as a matrix of ``rows`` rows, transposed."""
+    pair = dim if dim >= 0 else dim - 1
+    return y.unflatten(dim, (rows, -1)).transpose(pair, pair + 1).flatten(pair, pair + 1)
+
+
+def _picked(y: Tensor, order: Sequence[int], dim: int) -> Tensor:
+    # By index: what a split into channels and their concatenation would export is one node each.
+    return y.index_select(dim, torch.tensor(order, device=y.device))
+
+
+def _along(y: Tensor, dim: int, move) -> Tensor:
+    """``move(y, dim)``, for channels_last images along the dimension that lies innermost. Under
+    torch.func's transforms, which do not tell formats, as it comes."""
+    if y.dim() != 4 or dim != 1 or torch._C._are_functorch_transforms_active():
+        return move(y, dim)
+    if y.is_contiguous() or not y.is_contiguous(memory_format=torch.channels_last):
+        return move(y, dim)
+    return move(y.movedim(1, -1), -1).movedim(-1, 1)
