@@ -259,7 +259,8 @@ class ConvGeometry:
     ``rows`` are the units as the operators take them, rows ``(count, k, pad, c0, ..., cL)``, one a
     run of equal neighbours; a unit whose levels all have the same groups is as many smaller units.
     They are ``None`` where no such rows say it, some unit having other kernel sizes or groups from
-    level to level, or groups whose outputs are shuffled: no whole-unit operator runs these, but operators of one level do, in turn.
+    level to level, or groups whose outputs are shuffled: no whole-unit operator runs these, but
+    operators of one level do, in turn.
 
     Raises:
         ValueError: see the messages; every check is on numbers alone, none needs an input.

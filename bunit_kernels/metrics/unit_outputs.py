@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..shuffle import unshuffled
 from .counts import evaluating, run, uncompiled
 from .kinds import stack_layout, stacked_layer, stacked_layers
 
@@ -43,7 +44,10 @@ def unit_outputs(model: nn.Module, x: Tensor, layer: str) -> tuple[Tensor, ...]:
 
 def split_units(layer: nn.Module, y: Tensor) -> tuple[Tensor, ...]:
     """A stacked layer's output ``[N, C, H, W]`` (``[..., C]`` of a linear one) -> each unit's."""
-    return y.split(stack_layout(layer).levels[-1].out_widths, _channel_axis(layer))
+    layout, axis = stack_layout(layer), _channel_axis(layer)
+    if layout.shuffle:
+        y = unshuffled(y, layout.out_widths, axis)
+    return y.split(layout.out_widths, axis)
 
 
 def _channel_axis(layer: nn.Module) -> int:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # The paper's "ResNet-20" has 8.52 M parameters: runs of the ResNet-20 of 0.27 M are not beside it.
 _PANELS = (
     (CIFAR10, VGG16, ("bunit_vgg16", "bunit_vgg16_bn")),
-    (CIFAR10, "ResNet-20", ()),
+    (CIFAR10, "ResNet-20", ("bunit_resnet20_256",)),
     (CIFAR10, MOBILENET_V2, ("bunit_mobilenet_v2",)),
     (CIFAR10, RESNET56, ("bunit_resnet56",)),
     (CIFAR10, RESNET110, ("bunit_resnet110",)),

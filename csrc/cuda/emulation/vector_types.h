@@ -10,7 +10,6 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 
 // Aligned as on the device: a sanitizer reports a vector load from an address that is not.
 #define BUNIT_VECTOR(T, name, align)                                         \
