@@ -36,7 +36,3 @@
 #define BUNIT_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(bunit_kernels, CUDA, m)
 
 #endif
-
-#ifndef __noinline__  // a host compiler does not know it
-#define __noinline__ __attribute__((noinline))
-#endif

@@ -66,7 +66,7 @@ __host__ __device__ inline bool few_instructions(Activation name) {
 }
 
 // The rare ones are called: inlined wherever a value is read they were most of the code.
-__device__ __noinline__ inline float activate_rare(Activation name, float x) {
+__device__ __attribute__((noinline)) inline float activate_rare(Activation name, float x) {
   switch (name) {
     case Activation::relu6:
       return clamp_six(clamp_relu(x));
@@ -86,7 +86,8 @@ __device__ __forceinline__ float activate(Activation name, float x) {
   return name == Activation::relu ? clamp_relu(x) : activate_rare(name, x);
 }
 
-__device__ __noinline__ inline float activation_grad_rare(Activation name, float x, float grad) {
+__device__ __attribute__((noinline)) inline float activation_grad_rare(Activation name, float x,
+                                                                       float grad) {
   switch (name) {
     case Activation::relu6:
       return x <= 0.f || x >= 6.f ? 0.f : grad;
