@@ -59,8 +59,9 @@ def stacked_conv2d(
     x, (weight, bias) = _autocast(x, [weight, bias])
     _check_image(x, geometry)
     _check_parameters(x, geometry.layout.levels, [weight], [] if bias is None else [bias])
-    chosen = select("conv2d", x, geometry.layout, geometry)
-    y = chosen.conv2d(x, weight, bias, geometry, activation)
+    level = geometry.levels[0]  # in the units' order
+    chosen = select("conv2d", x, level.layout, level)
+    y = chosen.conv2d(x, weight, bias, level, activation)
     return geometry.layout.ordered(y, 1)
 
 
