@@ -44,7 +44,7 @@ Size output_size(const Stack& stack, Size in, int64_t stride, int64_t dilation) 
 // Level by level, for units whose tiles do not fit shared memory.
 void run_levels(const Layer& layer, const UnitForwardCall& call, const Tensor& x, const Tensor& y,
                 const Context& on) {
-  const bool channels_last = wants_channels_last(y);
+  const bool channels_last = output_is_channels_last(y);
   Tensor in = x;  // holds what `from` sees
   View from = call.x;
   for (int l = 0; l < call.depth; ++l) {
@@ -102,8 +102,8 @@ Tensor run(const Tensor& x, const std::vector<Tensor>& weights, const std::vecto
     held.push_back(with_dtype(biases[size_t(l)], x.scalar_type()));
     call.biases[l] = held.back().const_data_ptr();
   }
-  const Tensor y =
-      new_like(x, {x.size(0), stack.channels[stack.depth], size.h, size.w}, wants_channels_last(x));
+  const Tensor y = new_like(x, {x.size(0), stack.channels[stack.depth], size.h, size.w},
+                            output_is_channels_last(x));
   call.x = view_of(x);
   call.y = view_of(y);
   if (residual) {
@@ -156,7 +156,7 @@ Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
   STD_TORCH_CHECK(
       input_size.size() == 4 && input_size[1] == stack.channels[0] && input_size[0] == grad.size(0),
       "sizes of gradient and input do not fit the units");
-  Tensor grad_x = new_like(grad, input_size, wants_channels_last(grad));
+  Tensor grad_x = new_like(grad, input_size, output_is_channels_last(grad));
   if (grad_x.numel() == 0) return grad_x;
   const Tensor dense_weight = dense(weight);
   LevelConvCall call{};

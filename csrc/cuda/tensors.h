@@ -14,27 +14,9 @@
 #include <vector>
 
 #include "cuda/launch.h"
+#include "tensor_traits.h"
 
 namespace bunit::gpu {
-
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// What kernels may take of images.
-inline Scalar dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return Scalar::float32;
-    case ScalarType::BFloat16:
-      return Scalar::bfloat16;
-    case ScalarType::Half:
-      return Scalar::float16;
-    default:
-      STD_TORCH_CHECK(false, "backend cuda takes float32, bfloat16 and float16");
-      return Scalar::float32;
-  }
-}
 
 #ifndef BUNIT_EMULATE
 inline cudaStream_t current_stream(const Tensor& t) {
@@ -48,10 +30,10 @@ inline cudaStream_t current_stream(const Tensor& t) {
 class OnDevice : public Context {
  public:
 #ifdef BUNIT_EMULATE
-  explicit OnDevice(const Tensor& t) : Context(dtype_of(t), nullptr), like_(t) {}
+  explicit OnDevice(const Tensor& t) : Context(scalar_of(t), nullptr), like_(t) {}
 #else
   explicit OnDevice(const Tensor& t)
-      : Context(dtype_of(t), current_stream(t)), guard_(t.get_device_index()), like_(t) {}
+      : Context(scalar_of(t), current_stream(t)), guard_(t.get_device_index()), like_(t) {}
 #endif
 
   float* workspace(int64_t floats) const override {
@@ -72,16 +54,6 @@ inline Array array_of(const Tensor& t) { return {t.mutable_data_ptr(), t.numel()
 
 inline void check_unshuffled(bool shuffle) {
   STD_TORCH_CHECK(!shuffle, "shuffle is for the CPU: outputs of CUDA kernels are shuffled after");
-}
-
-inline Activation activation_of(const std::string& name) {
-  static constexpr const char* kNames[] = {"identity", "relu", "relu6",    "leaky_relu",
-                                           "gelu",     "silu", "hardswish"};
-  for (int i = 0; i < 7; ++i) {
-    if (name == kNames[i]) return Activation(i);
-  }
-  STD_TORCH_CHECK(false, "unknown activation ", name);
-  return Activation::identity;
 }
 
 inline View view_of(const Tensor& t) {
@@ -115,19 +87,6 @@ inline Tensor as_float(const Tensor& t) {
 }
 inline Tensor with_dtype(const Tensor& t, ScalarType dtype) {
   return dense(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
-}
-
-// Whether outputs are to be channels_last, as the input is (mirrors csrc/cpu/tensors.h).
-inline bool wants_channels_last(const Tensor& x) {
-  if (x.is_contiguous()) return false;
-  const int64_t sizes[] = {x.size(1), x.size(3), x.size(2), x.size(0)};
-  const int64_t strides[] = {x.stride(1), x.stride(3), x.stride(2), x.stride(0)};
-  int64_t expected = 1;
-  for (int i = 0; i < 4; ++i) {
-    if (sizes[i] != 1 && strides[i] != expected) return false;
-    expected *= sizes[i];
-  }
-  return true;
 }
 
 inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype,

@@ -88,7 +88,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
                   "expected a gamma and a beta a level: ", weights.size(), " levels, ",
                   gammas.size(), " gammas, ", betas.size(), " betas");
   const OnDevice device(x);
-  const bool channels_last = wants_channels_last(x);
+  const bool channels_last = output_is_channels_last(x);
   int64_t total = 0;
   for (int l = 0; l < depth; ++l) total += stack.channels[l + 1];
   Tensor stats = new_tensor(x, {3, total}, ScalarType::Float);
@@ -198,7 +198,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const size_t i = size_t(l);
     const Tensor& input = l == 0 ? x : pre_norms[i - 1];
     const Tensor grad_in = new_like(x, {input.size(0), input.size(1), input.size(2), input.size(3)},
-                                    wants_channels_last(input));
+                                    output_is_channels_last(input));
     const Tensor dense_weight = dense(weights[i]);
     LevelBackwardCall call{};
     call.grad.view = view_of(grad);
