@@ -433,8 +433,9 @@ def random_conv(numbers: random.Random, depth: int | None = None) -> ConvCase:
         ),
         kernel_size=kernel,
         stride=numbers.choice((1, 1, 1, 2, 3)),
-        # Not far past the kernel: sums over mostly equal pixels round the same way each time.
-        padding="same" if same else numbers.randint(0, kernel // 2 + 1),
+        # Not far past the kernel, and not at all past one of a single pixel: sums over mostly equal
+        # pixels round the same way each time.
+        padding="same" if same else numbers.randint(0, kernel // 2 + (kernel > 1)),
         dilation=numbers.choice((1, 1, 1, 2, 3)),
         shuffle=numbers.random() < 0.3,
         activation=numbers.choice(ACTIVATION_NAMES),

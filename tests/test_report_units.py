@@ -194,8 +194,8 @@ def test_networks_that_have_no_units(run, image):
     content = torch.load(run / "bunit_cnn_last.pt", weights_only=True)
     content["arguments"]["in_channels"], content["shape"] = 2, [2, 6, 6]
     content["mean"], content["deviation"] = content["mean"] * 2, content["deviation"] * 2
-    weight = content["state"]["stem.0.weight"]
-    content["state"]["stem.0.weight"] = torch.cat([weight, weight], 1)
+    weight = content["state"]["normal1.0.weight"]
+    content["state"]["normal1.0.weight"] = torch.cat([weight, weight], 1)
     torch.save(content, run / "bunit_cnn_last.pt")
     with pytest.raises(UserError, match=r"have 1 channel .* the network takes 2"):
         TrainedUnits(run / "bunit_cnn_last.pt", UnitRequest((image,)))
