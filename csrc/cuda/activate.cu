@@ -12,7 +12,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= size) return;
   const float v = to_float(z[i]);
-  out[i] = from_float<T>(grad ? activation_grad(name, v, to_float(grad[i])) : activate(name, v));
+  out[i] = from_float<T>(grad ? activation_grad_inlined(name, v, to_float(grad[i]))
+                              : activate_inlined(name, v));
 }
 
 void run(Activation name, const void* z, const void* grad, void* out, int64_t size,

@@ -23,8 +23,8 @@ __device__ __forceinline__ void apply_vector(const Pointwise& call, const Channe
     const ChannelNorm& norm = norms[k * norm_step];
     float out = values[k];
     if (call.norm.mean) out = (out - norm.mean) * norm.scale + norm.shift;
-    out = activate(call.activation, out);
-    if (call.residual.data) out = activate(call.after_residual, out + more[k]);
+    out = activate_inlined(call.activation, out);
+    if (call.residual.data) out = activate_inlined(call.after_residual, out + more[k]);
     values[k] = out;
   }
   store_values<T>(call.y, to, values);

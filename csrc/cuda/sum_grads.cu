@@ -26,7 +26,8 @@ __device__ __forceinline__ void add_grads(const SumGrads& call, const ChannelNor
   for (int k = 0; k < Values; ++k) {
     const ChannelNorm& norm = norms[k * step];
     const float d = zs[k] - norm.mean;
-    const float own = activation_grad(call.activation, d * norm.scale + norm.shift, grads[k]);
+    const float own =
+        activation_grad_inlined(call.activation, d * norm.scale + norm.shift, grads[k]);
     g[k] += own;
     gd[k] += own * d;
   }

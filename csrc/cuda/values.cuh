@@ -65,9 +65,12 @@ __host__ __device__ inline bool few_instructions(Activation name) {
   return name == Activation::identity || name == Activation::relu;
 }
 
-// The rare ones are called: inlined wherever a value is read they were most of the code.
-__device__ __attribute__((noinline)) inline float activate_rare(Activation name, float x) {
+__device__ __forceinline__ float activate_inlined(Activation name, float x) {
   switch (name) {
+    case Activation::identity:
+      return x;
+    case Activation::relu:
+      return clamp_relu(x);
     case Activation::relu6:
       return clamp_six(clamp_relu(x));
     case Activation::leaky_relu:
@@ -81,14 +84,14 @@ __device__ __attribute__((noinline)) inline float activate_rare(Activation name,
   }
 }
 
-__device__ __forceinline__ float activate(Activation name, float x) {
-  if (name == Activation::identity) return x;
-  return name == Activation::relu ? clamp_relu(x) : activate_rare(name, x);
-}
-
-__device__ __attribute__((noinline)) inline float activation_grad_rare(Activation name, float x,
-                                                                       float grad) {
+// grad * activation'(x), which is 0 where the derivative is, be the gradient NaN or not (as in
+// PyTorch's backward operators; mirrors activation_grad of cpu/kernels/vec.h).
+__device__ __forceinline__ float activation_grad_inlined(Activation name, float x, float grad) {
   switch (name) {
+    case Activation::identity:
+      return grad;
+    case Activation::relu:
+      return x <= 0.f ? 0.f : grad;
     case Activation::relu6:
       return x <= 0.f || x >= 6.f ? 0.f : grad;
     case Activation::leaky_relu:
@@ -106,12 +109,23 @@ __device__ __attribute__((noinline)) inline float activation_grad_rare(Activatio
   }
 }
 
-// grad * activation'(x), which is 0 where the derivative is, be the gradient NaN or not (as in
-// PyTorch's backward operators; mirrors activation_grad of cpu/kernels/vec.h).
+// The rest are called: inlined wherever a tile's values are read they were most of the code. Passes
+// over whole images have them inlined, as values that live across a call would spill there.
+__device__ __attribute__((noinline)) inline float activate_called(Activation name, float x) {
+  return activate_inlined(name, x);
+}
+__device__ __attribute__((noinline)) inline float activation_grad_called(Activation name, float x,
+                                                                         float grad) {
+  return activation_grad_inlined(name, x, grad);
+}
+__device__ __forceinline__ float activate(Activation name, float x) {
+  if (name == Activation::identity) return x;
+  return name == Activation::relu ? clamp_relu(x) : activate_called(name, x);
+}
 __device__ __forceinline__ float activation_grad(Activation name, float x, float grad) {
   if (name == Activation::identity) return grad;
   if (name == Activation::relu) return x <= 0.f ? 0.f : grad;
-  return activation_grad_rare(name, x, grad);
+  return activation_grad_called(name, x, grad);
 }
 
 // One level's batch normalisation on the device, a value a channel:
