@@ -258,3 +258,10 @@ def test_autocast_leaves_float64_alone(every_backend, seed):
     with torch.autocast("cpu", torch.bfloat16):
         y = unit_conv2d(case, tensors)
     assert torch.equal(y, unit_conv2d(case, tensors))
+
+
+def test_strided_levels_of_single_pixels(every_backend, seed):
+    """Of one unit in channels_last, where PyTorch's own gradient of the weight may be wrong."""
+    case = ConvCase("4-6", 1, size=(4, 12, 18), kernel_size=1, stride=3, layout="channels_last")
+    case = replace(case, grad_layout="channels_last")
+    check_against_reference(conv2d, case, torch.float32, seed)

@@ -25,8 +25,8 @@ class TorchOps(ByLevel):
             kernel, stride = block[2], geometry.stride
             pad = geometry.pad(kernel)
             if kernel == 1 and pad == 0 and stride > 1:
-                # oneDNN's gradient of such a weight is wrong for channels_last images where count
-                # is 1 (PyTorch 2.13 and 2.14, AVX2; a test has the case).
+                # PyTorch 2.13 and 2.14 gave a wrong gradient of such a weight on a processor with
+                # AVX2, for channels_last images and a count of 1.
                 x, stride = x[:, :, ::stride, ::stride], 1
             return F.conv2d(x, weight, bias, stride, pad, geometry.dilation, groups=count)
 
