@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,17 +65,28 @@ def test_table_of_registers_and_shared_memory(tmp_path, capsys):
     name, *cells = (c.strip() for c in row.strip("|").split("|"))
     assert name == "source.cu: small<Tag<2>, 256>"
     for cell in cells:
-        registers, shared, local, spills = map(int, cell.split("/"))
+        registers, shared, stack = map(int, cell.split("/"))
         assert 4 <= registers <= 32
         # From sm_90 on a kilobyte of each block's shared memory is the system's.
-        assert shared - 1024 in (0, 1024) and local == spills == 0
+        assert shared - 1024 in (0, 1024) and stack == 0
+
+
+@needs_nvcc
+def test_compiled_library_is_read_and_must_hold_every_architecture(tmp_path, capsys):
+    source, cubin = tmp_path / "source.cu", tmp_path / "small.cubin"
+    source.write_text(SMALL)
+    subprocess.run(["nvcc", "-std=c++20", "-arch=sm_90", "-cubin", source, "-o", cubin], check=True)
+    assert resources.main(["--arch", "90", "--", str(cubin)]) == 0
+    assert "small.cubin: small<Tag<2>, 256>" in capsys.readouterr().out
+    assert resources.main(["--arch", "80", "90", "--", str(cubin)]) == 2
+    assert "no kernel for sm_80, found ['sm_90']" in capsys.readouterr().err
 
 
 @needs_nvcc
 def test_spill_fails(tmp_path, capsys):
     status, said = run(tmp_path, SPILLING, capsys)
     assert status == 1
-    assert "spilling on sm_90" in said.err and "bytes spilled" in said.err
+    assert "spilling on sm_90" in said.err and "bytes of stack" in said.err
 
 
 @needs_nvcc
@@ -94,4 +106,4 @@ def test_source_that_does_not_compile_fails(tmp_path, capsys):
 def test_no_nvcc_is_told(monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
     assert resources.main([]) == 2
-    assert "no nvcc on the PATH" in capsys.readouterr().out
+    assert "no nvcc on the PATH" in capsys.readouterr().err

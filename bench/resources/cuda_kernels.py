@@ -1,11 +1,12 @@
-"""What each kernel takes of each architecture: compiles csrc/cuda/*.cu with nvcc, needs no GPU.
+"""What each CUDA kernel takes of each architecture; needs no GPU.
 
-    python bench/resources/cuda_kernels.py [--include TORCH/include] [--arch 80 ...] [source ...]
+    python bench/resources/cuda_kernels.py [--arch 80 ...] [LIBRARY | SOURCE.cu ...]
 
-Prints a table of registers, static shared memory, local memory and spills, a kernel a row and
-architecture. Ends with status 1 where a register spills or static shared memory is more than a
-block may have, and with status 2 where something does not compile. Only the standard library, and
-torch's headers: those of the running torch unless ``--include`` says where.
+Reads a compiled library (``bunit_kernels/_C_cuda.so``), or compiles sources with nvcc first: all of
+csrc/cuda where none is named. Prints a table of registers, static shared memory and stack (spilled
+registers, and arrays indexed at run time), a kernel a row and architecture. Ends with status 1
+where a kernel has a stack or more static shared memory than a block may have, and with status 2
+where something does not compile or an architecture is missing.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from os import sched_getaffinity
 from pathlib import Path
 
-from usage import Usage, parse, report
+from usage import Usage, read, report
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 ARCHITECTURES = (80, 90, 100)
@@ -29,62 +31,55 @@ ARCHITECTURES = (80, 90, 100)
 STATIC_SHARED = 48 * 1024
 
 
-class CompileError(RuntimeError):
-    """nvcc did not take a source; the message is what it said."""
+class NotCompiled(RuntimeError):
+    """There is no machine code of what was asked for; the message says why."""
 
 
-def usages(
-    source: Path, include: Path, architectures: Iterable[int] = ARCHITECTURES
-) -> list[Usage]:
-    """Compiles ``source`` to device code alone and reads what ptxas reports."""
+def usages(file: Path, architectures: Iterable[int] = ARCHITECTURES) -> list[Usage]:
+    """Those of a library's kernels, or of a source's, which is compiled to device code alone."""
+    if file.suffix != ".cu":
+        return list(read(file))
+    if shutil.which("nvcc") is None:
+        raise NotCompiled("no nvcc on the PATH: install the CUDA toolkit to compile the kernels")
     # As setup.py has it: machine code of all from the PTX of the lowest.
     codes = ",".join(f"sm_{a}" for a in architectures)
-    codes = [f"-gencode=arch=compute_{min(architectures)},code=[{codes}]"]
     with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.fatbin"
         done = subprocess.run(
             [
-                "nvcc", "-std=c++20", "-O3", "-DUSE_CUDA",
-                "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{CSRC}",
-                "-isystem", str(include), *codes, "-Xptxas", "-v", "-fatbin",
-                str(source), "-o", str(Path(folder) / "out.fatbin"),
+                "nvcc", "-std=c++20", "-O3", f"-I{CSRC}",
+                f"-gencode=arch=compute_{min(architectures)},code=[{codes}]",
+                "-fatbin", str(file), "-o", str(out),
             ],
             capture_output=True, text=True,
         )  # fmt: skip
-    if done.returncode != 0:
-        raise CompileError(f"{source.name} does not compile:\n{done.stderr}")
-    return list(parse(source.name, done.stderr))
+        if done.returncode != 0:
+            raise NotCompiled(f"{file.name} does not compile:\n{done.stderr}")
+        return [replace(usage, source=file.name) for usage in read(out)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--include", type=Path, help="folder of torch's headers")
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
-    parser.add_argument("sources", type=Path, nargs="*", default=sorted(CSRC.glob("cuda/*.cu")))
+    parser.add_argument("files", type=Path, nargs="*", default=sorted(CSRC.glob("cuda/*.cu")))
     options = parser.parse_args(arguments)
-    if shutil.which("nvcc") is None:
-        print("no nvcc on the PATH: install the CUDA toolkit to compile the kernels")
-        return 2
-    include = options.include or _include_of_running_torch()
     try:
         with ThreadPoolExecutor(len(sched_getaffinity(0))) as pool:
-            found = pool.map(lambda s: usages(s, include, options.arch), options.sources)
-            rows = [usage for of_source in found for usage in of_source]
-    except CompileError as error:
+            found = pool.map(lambda file: usages(file, options.arch), options.files)
+            rows = [usage for of_file in found for usage in of_file]
+        there = {usage.arch for usage in rows}
+        if missing := [f"sm_{arch}" for arch in options.arch if f"sm_{arch}" not in there]:
+            raise NotCompiled(f"no kernel for {', '.join(missing)}, found {sorted(there)}")
+    except NotCompiled as error:
         print(error, file=sys.stderr)
         return 2
-    wrong = [f"{r}: {r.spills} bytes spilled" for r in rows if r.spills]
+    wrong = [f"{r}: {r.stack} bytes of stack" for r in rows if r.stack]
     wrong += [
         f"{r}: {r.shared} bytes of static shared memory, {STATIC_SHARED} fit"
         for r in rows
         if r.shared > STATIC_SHARED
     ]
     return report(rows, wrong)
-
-
-def _include_of_running_torch() -> Path:
-    import torch
-
-    return Path(torch.__file__).resolve().parent / "include"
 
 
 if __name__ == "__main__":
