@@ -359,10 +359,27 @@ class BuildStable(build_ext):
             lines.append(f"build {path(out)}: compile_{source.suffix[1:]} {path(source)}")
         lines += [f"build {path(target)}: link {' '.join(map(path, by_cost))}", ""]
         (folder / "build.ninja").write_text("\n".join(lines))
-        status = subprocess.run([ninja, "-C", str(folder)]).returncode
+        status = run_with_progress([ninja, "-C", str(folder)])
         if status != 0:
             check_space(folder)  # a compiler without room says so in many ways
             raise SystemExit(f"ninja ended with status {status}: what failed stands above")
+
+
+def run_with_progress(command: list[str]) -> int:
+    """Its exit status. What it prints is passed on; every ten seconds the terminal is told how many
+    of ninja's steps are done, ``[3/24]``."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    told = time.monotonic()
+    for line in process.stdout:
+        sys.stdout.write(line)
+        sys.stdout.flush()
+        done = re.match(r"\[(\d+)/(\d+)\]", line)
+        if done and time.monotonic() - told > 10:
+            tell(f"{done[1]} of {done[2]}")
+            told = time.monotonic()
+    return process.wait()
 
 
 def cost(source: Path) -> int:

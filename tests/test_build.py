@@ -165,3 +165,14 @@ def test_what_is_refused_is_one_line(tmp_path):
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "no C++ compiler (no-such-compiler" in done.stderr.splitlines()[-1]
+
+
+def test_progress_is_told_every_ten_seconds(build, monkeypatch, tmp_path, capfd):
+    ninja = script(tmp_path, "ninja", "for i in 1 2 3; do echo [$i/3] compiling; done; exit 3")
+    clock = iter((0, 4, 11, 11, 12))  # at the start, then a line each, and where one is told
+    told = []
+    monkeypatch.setattr(build, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(build, "tell", told.append)
+    assert build.run_with_progress([str(ninja)]) == 3
+    assert told == ["2 of 3"]
+    assert capfd.readouterr().out.splitlines()[-1] == "[3/3] compiling"
