@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from reference_checks import CPU_BACKENDS
 from tiny_runs import images, tiny  # noqa: F401
 
 from bunit_kernels import backends
@@ -40,6 +41,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    """For what is freed at the end, which bindings look for."""
+    gc.unfreeze()
+
+
 def pytest_report_header(config):
     return f"inputs of --seed={config.getoption('--seed')}, torch {torch.__version__}"
 
@@ -60,9 +66,8 @@ def _seeded_and_restored(seed):
     assert backends.get_backend() == chosen, "the test left another backend in force"
 
 
-@pytest.fixture(params=[name for name in backends.available("cpu") if name != "triton"])
+@pytest.fixture(params=CPU_BACKENDS)
 def every_backend(request) -> str:
-    """The test runs once under each backend of CPU tensors; Triton's, which takes milliseconds a
-    program when interpreted, has tests of its own."""
+    """The test runs once under each backend of CPU tensors."""
     with backends.backend(request.param):
         yield request.param

@@ -23,7 +23,11 @@ from reference_runs import (
 )
 from tolerance import assert_near, kinds, tolerance
 
-from bunit_kernels import backend
+from bunit_kernels import backend, backends
+
+#: Those of CPU tensors; Triton's, which takes milliseconds a program when interpreted, has tests of
+#: its own.
+CPU_BACKENDS = [name for name in backends.available("cpu") if name != "triton"]
 
 NAMED = (
     *((conv2d, case) for case in LEVEL_CONVS),
@@ -32,20 +36,33 @@ NAMED = (
     *((unit_linear, case) for case in UNIT_LINEARS),
     *((unit_conv2d_train, case) for case in TRAIN_CONVS),
 )
-named_cases = pytest.mark.parametrize(
-    ("op", "case"), NAMED, ids=[f"{op.__name__}-{case}" for op, case in NAMED]
+_NAMES = [f"{op.__name__}-{case}" for op, case in NAMED]
+named_cases = pytest.mark.parametrize(("op", "case"), NAMED, ids=_NAMES)
+#: Two dtypes by turns: kernels convert the one and the other in the same places.
+named_cases_at_low_precision = pytest.mark.parametrize(
+    ("op", "case", "dtype"),
+    [(*named, (torch.bfloat16, torch.float16)[i % 2]) for i, named in enumerate(NAMED)],
+    ids=_NAMES,
 )
 PARAMETERS = ("weights", "biases", "gammas", "betas")
 
 
 def check_against_reference(op, case, dtype, seed, device="cpu"):
     """Output and all gradients of ``op`` under the backend in force, on ``device``."""
+    check_backends([backends.get_backend()], op, case, dtype, seed, device)
+
+
+def check_backends(names, op, case, dtype, seed, device="cpu"):
+    """The same of each of several backends, on the same tensors."""
     norms = op is unit_conv2d_train
     tensors = converted(draw(case, seed, norms=norms), dtype)
     expected, scales = reference_results(op, case, tensors)
-    actual = outputs_and_gradients(op, case, on_device(tensors, device))
-    assert actual.keys() == expected.keys()
-    check_results(actual, expected, scales, case, dtype)
+    tensors = on_device(tensors, device)
+    for name in names:
+        with backend(name):
+            actual = outputs_and_gradients(op, case, tensors)
+        assert actual.keys() == expected.keys()
+        check_results(actual, expected, scales, case, dtype, name)
 
 
 def reference_results(op, case, tensors):
@@ -57,13 +74,13 @@ def reference_results(op, case, tensors):
     return expected, gradient_scales(case, exact, expected)
 
 
-def check_results(actual, expected, scales, case, dtype):
+def check_results(actual, expected, scales, case, dtype, name=""):
     """Whatever is in ``actual`` is of ``dtype`` and as near as that allows to what is expected."""
     share = tolerance(dtype, case.longest_sum, roundings(case))
-    for name, value in actual.items():
+    for result, value in actual.items():
         assert value.dtype == dtype
-        what = f"{name} of {case}"
-        assert_near(value.cpu(), expected[name], share, what, scales.get(name, 0.0))
+        what = f"{result} of {case} {name}"
+        assert_near(value.cpu(), expected[result], share, what, scales.get(result, 0.0))
 
 
 def check_nonfinite(case, tensors, dtype):

@@ -22,7 +22,13 @@ from reference_cases import (
     random_linear,
     smooth,
 )
-from reference_checks import check_against_reference, check_nonfinite, largest, named_cases
+from reference_checks import (
+    check_against_reference,
+    check_nonfinite,
+    largest,
+    named_cases,
+    named_cases_at_low_precision,
+)
 from reference_loop import loop
 from reference_runs import (
     conv2d,
@@ -71,8 +77,7 @@ def test_outputs_and_gradients(op, case, seed, unwritten_is_nan):
     check_against_reference(op, case, torch.float32, seed)
 
 
-@named_cases
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@named_cases_at_low_precision
 def test_outputs_and_gradients_at_low_precision(op, case, dtype, seed):
     check_against_reference(op, smooth(case), dtype, seed)
 
@@ -120,7 +125,7 @@ def test_weight_gradients_of_taps_that_reach_far(units, stride, seed):
     check_against_reference(conv2d, case, torch.float32, seed)
 
 
-@pytest.mark.parametrize("index", range(60))
+@pytest.mark.parametrize("index", range(30))
 @of_every_conv
 def test_random_convolutions(op, index, seed, unwritten_is_nan):
     numbers = random.Random(seed)

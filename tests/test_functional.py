@@ -16,7 +16,15 @@ from reference_cases import (
     random_linear,
     smooth,
 )
-from reference_checks import check_against_reference, check_nonfinite, largest, named_cases
+from reference_checks import (
+    CPU_BACKENDS,
+    check_against_reference,
+    check_backends,
+    check_nonfinite,
+    largest,
+    named_cases,
+    named_cases_at_low_precision,
+)
 from reference_loop import loop
 from reference_runs import (
     conv2d,
@@ -56,19 +64,18 @@ def test_reference_is_the_plain_loop(op, case, seed):
 
 @named_cases
 @pytest.mark.parametrize("dtype", FULL, ids=str)
-def test_outputs_and_gradients(op, case, dtype, every_backend, seed):
-    check_against_reference(op, case, dtype, seed)
+def test_outputs_and_gradients(op, case, dtype, seed):
+    check_backends(CPU_BACKENDS, op, case, dtype, seed)
 
 
-@named_cases
-@pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_outputs_and_gradients_at_low_precision(op, case, dtype, every_backend, seed):
-    check_against_reference(op, smooth(case), dtype, seed)
+@named_cases_at_low_precision
+def test_outputs_and_gradients_at_low_precision(op, case, dtype, seed):
+    check_backends(CPU_BACKENDS, op, smooth(case), dtype, seed)
 
 
 @pytest.mark.parametrize("index", range(60))
 @pytest.mark.parametrize("op", [conv2d, unit_conv2d, unit_conv2d_train], ids=lambda f: f.__name__)
-def test_random_convolutions(op, index, every_backend, seed):
+def test_random_convolutions(op, index, seed):
     numbers = random.Random(seed)
     case = random_conv(numbers, depth=1 if op is conv2d else None)
     if op is conv2d:
@@ -76,14 +83,14 @@ def test_random_convolutions(op, index, every_backend, seed):
     if op is unit_conv2d_train:  # few different values a channel may be all but the same
         case = replace(case, size=(max(12, case.size[0]), *case.size[1:]))
         case = replace(case, layout="sliced") if case.layout == "expanded" else case
-    check_against_reference(op, case, torch.float32, seed)
+    check_backends(CPU_BACKENDS, op, case, torch.float32, seed)
 
 
 @pytest.mark.parametrize("index", range(60))
 @pytest.mark.parametrize("op", [linear, unit_linear], ids=lambda f: f.__name__)
-def test_random_linear_units(op, index, every_backend, seed):
+def test_random_linear_units(op, index, seed):
     case = random_linear(random.Random(seed), depth=1 if op is linear else None)
-    check_against_reference(op, case, torch.float32, seed)
+    check_backends(CPU_BACKENDS, op, case, torch.float32, seed)
 
 
 @pytest.mark.parametrize("dtype", [*FULL, *HALF], ids=str)

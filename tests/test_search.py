@@ -245,13 +245,13 @@ def test_interrupted_and_resumed_is_uninterrupted(
 def test_killed_and_resumed_is_uninterrupted(tmp_path):
     """A process killed in the middle of its draws, wherever that happens to be."""
     environment = os.environ | {"PYTHONPATH": str(Path(bunit_kernels.__file__).parents[1])}
-    options = ["--trials", "24", "--keep", "1", "--epochs", "1", "--limit", "40", "--turns", "1"]
+    options = ["--trials", "12", "--keep", "1", "--epochs", "1", "--limit", "40", "--turns", "1"]
     options += ["--candidates", "normal", "2-4-m", "4-8-m", "8-8-m", "--threads", "1", "--quiet"]
     killed, other = tmp_path / "killed", tmp_path / "other"
     program = [sys.executable, "-m", "bunit_kernels.search", *options, "--out", str(killed)]
     process = subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL)
     journal, end = killed / "study.log", time.monotonic() + 120
-    while not (journal.exists() and journal.read_text().count('"values"') >= 6):
+    while not (journal.exists() and journal.read_text().count('"values"') >= 3):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -71,8 +71,9 @@ def test_interrupted_and_resumed_is_uninterrupted(tiny, monkeypatch, capsys, net
     assert_same_runs(whole, part)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("epoch, batch", [(0, 1), (0, 5), (1, 3)])
+@pytest.mark.parametrize(
+    "recipe, epoch, batch", [*((r, 0, 5) for r in RECIPES), ("sgd", 0, 1), ("sgd", 1, 3)]
+)
 def test_resumed_within_an_epoch(tiny, monkeypatch, recipe, epoch, batch):
     options = [*RECIPES[recipe], "--save-every", "1"]
     _, whole = tiny(*options, out="whole")

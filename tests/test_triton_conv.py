@@ -31,7 +31,7 @@ WIDE = tuple(
     for layout in ("contiguous", "channels_last")
     for more in ({}, {"stride": 2}, {"dilation": 2, "kernel_size": 1})
 )
-CASES = (*some(quick(LEVEL_CONVS), 8), *some(WIDE, 6))
+CASES = (*some(quick(LEVEL_CONVS), 8), *some(WIDE, 12))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -36,7 +36,7 @@ def triton():
         yield
 
 
-@pytest.mark.parametrize("case", some(quick(UNIT_CONVS), 10), ids=str)
+@pytest.mark.parametrize("case", some(quick(UNIT_CONVS), 11), ids=str)
 def test_outputs_and_gradients(case, seed):
     check_against_reference(unit_conv2d, case, torch.float32, seed)
 
@@ -79,7 +79,7 @@ def test_batch_statistics(case, seed):
         assert_near(mine.var, theirs.var, 2 * share, "variance, a square")
 
 
-@pytest.mark.parametrize("op", [conv2d, unit_conv2d, unit_conv2d_train], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("op", [conv2d, unit_conv2d_train], ids=lambda f: f.__name__)
 def test_parameters_may_have_gaps(op, seed):
     case = ConvCase("2-4" if op is conv2d else "2-4-2", 2, size=(4, 3, 4))
     tensors = converted(draw(case, seed, norms=op is unit_conv2d_train), torch.float32)

@@ -38,6 +38,8 @@ def initialise(
 
 def _initialise_units(layer: StackedConv2d, near_identity: bool) -> None:
     for level, weight in zip(layer.layout.levels, layer.weights, strict=True):
+        if weight.is_meta:
+            continue  # nothing is stored, and a unit at a time takes seconds
         stds = [(2 / (c_out * k * k)) ** 0.5 for _, c_out, k in (u.block for u in level.units)]
         if level.uniform:
             weight.normal_(0.0, stds[0])
