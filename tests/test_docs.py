@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-sybil = pytest.importorskip("sybil", reason="pip install 'bunit-kernels[test]'")
+sybil = pytest.importorskip("sybil", reason="pip install -e '.[test]'")
 from sybil.parsers.markdown import PythonCodeBlockParser  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent

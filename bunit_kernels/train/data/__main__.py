@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ...command_line import run
 from ..errors import TrainingError, UserError
 from . import load_data
 from .images import ImageData
@@ -57,4 +58,4 @@ def _decode_all(data: ImageData, workers: int) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(PROGRAM, main))
