@@ -15,8 +15,7 @@ from bunit_kernels.train.cli import main as train
 
 
 @pytest.mark.parametrize("command", [
-    "train --list-models", "train --list-recipes", "search --help", "report --help", "models",
-    "train.data digits",
+    "train --list-models", "search --help", "report --help", "models --help", "train.data digits",
 ])  # fmt: skip
 def test_nobody_reads(command):
     """As with ``| head`` once that has what it wants."""
