@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .activations import check_activation
 from .backends import select
@@ -260,6 +260,12 @@ def _autocast(x: Tensor, others: list[Tensor | None]) -> tuple[Tensor, list[Tens
 
 
 def _check_tensor(x) -> None:
+    if isinstance(x, fx.Proxy):
+        raise TypeError(
+            "torch.fx cannot trace into functions of stacked layers: call them in a module that is "
+            "a leaf of your torch.fx.Tracer (is_leaf_module), as StackedConv2d and StackedLinear "
+            "are, or in a function wrapped by torch.fx.wrap"
+        )
     if not isinstance(x, Tensor):
         raise TypeError(f"the input must be a tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES:

@@ -16,7 +16,7 @@ from unittest import mock
 
 import pytest
 
-sybil = pytest.importorskip("sybil", reason="pip install 'bunit-kernels[test]'")
+sybil = pytest.importorskip("sybil", reason="pip install -e '.[test]'")
 from sybil.parsers.markdown import PythonCodeBlockParser  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,6 +12,7 @@ from torch import nn
 
 import bunit_kernels
 from bunit_kernels import StackedConv2d, backend, models
+from bunit_kernels.backends import get_backend
 
 BATCH = ({0: torch.export.Dim("batch", min=1)},)
 NETWORKS = {
@@ -63,6 +64,30 @@ def test_onnx_runtime_gives_the_same(name, tmp_path):
     with torch.no_grad():
         expected = network(other)
     torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "TorchScript"])
+def test_onnx_export_by_the_default_backend_has_operators_of_onnx_alone(dynamo, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    network, x = trained(*NETWORKS["uniform"])
+    assert get_backend() == "auto"
+    torch.onnx.export(network, (x,), tmp_path / "net.onnx", dynamo=dynamo, verbose=False)
+    nodes = onnx.load(tmp_path / "net.onnx").graph.node
+    assert nodes and {node.domain for node in nodes} == {""}
+    if dynamo:  # the program for other purposes still has ours
+        graph = torch.export.export(network, (x,)).graph
+        assert any("bunit_kernels" in str(node.target) for node in graph.nodes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_export_by_our_kernels_says_what_to_do():
+    pytest.importorskip("onnxscript")
+    network, x = trained(*NETWORKS["uniform"])
+    message = "backend 'cpp' cannot run this input: ONNX has none of its operators; 'auto', 'torch'"
+    with backend("cpp"), pytest.raises(torch.onnx.OnnxExporterError, match=message):
+        torch.onnx.export(network, (x,), dynamo=True, verbose=False)
 
 
 LOADED = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from scipy import io
 
 from bunit_kernels.train.data import load_data
+from bunit_kernels.train.data.__main__ import main as check_data
 from bunit_kernels.train.data.decode import centre_box, decode, random_box
 from bunit_kernels.train.errors import UserError
 
@@ -345,3 +347,50 @@ def test_damaged_devkit(tmp_path, file, content, message):
     (tmp_path / "ILSVRC2012_devkit_t12" / "data" / file).write_text(content)
     with pytest.raises(UserError, match=message):
         load_data(str(tmp_path), image_size=8)
+
+
+def data_command(capsys, *arguments):
+    code = check_data([str(argument) for argument in arguments])
+    return code, capsys.readouterr()
+
+
+@pytest.mark.parametrize("options", [(), ("--stream", "--image-size", "8")], ids=["read", "stream"])
+def test_all_broken_images_are_named_at_once(tmp_path, capsys, options):
+    image_folder(tmp_path, suffix=".jpg", size=(64, 64))
+    code, printed = data_command(capsys, tmp_path, *options)
+    assert code == 0 and printed.err == ""
+    half = tmp_path / "cat" / "2.jpg"  # its header is whole
+    cut(half, half.stat().st_size // 2)
+    (tmp_path / "dog" / "0.jpg").write_text("no image")
+    (tmp_path / "dog" / "3.jpg").write_bytes(b"")
+    count = len(list(tmp_path.rglob("*.jpg")))
+    code, printed = data_command(capsys, tmp_path, *options)
+    assert code == 2 and printed.out == ""
+    assert f"3 of {count} images are broken:\n" in printed.err
+    lines = printed.err.splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in lines] == [
+        f"cannot decode image {half}",
+        f"cannot read image {tmp_path / 'dog' / '0.jpg'}",
+        f"cannot read image {tmp_path / 'dog' / '3.jpg'}",
+    ]
+    with pytest.raises(UserError, match="images are broken"):
+        load_data(str(tmp_path), image_size=8)
+
+
+def test_ten_broken_images_are_named_and_others_counted(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(7):
+            (tmp_path / name / f"{i}.png").write_text("no image")
+    code, printed = data_command(capsys, tmp_path)
+    assert code == 2
+    first, *named, last = printed.err.splitlines()
+    assert first.endswith("14 of 14 images are broken:") and last == "  and 4 more"
+    assert len(named) == 10 and "b/2.png" in named[-1]
+
+
+def test_a_folder_without_pillow(tmp_path, monkeypatch):
+    image_folder(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(UserError, match="^an image folder needs Pillow.*; pip install Pillow, or"):
+        load_data(str(tmp_path))

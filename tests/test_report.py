@@ -425,4 +425,4 @@ def test_folder_that_cannot_be_written(run, tmp_path, capsys):
 def test_missing_package_is_named(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     line = refuses([run], tmp_path / "out", capsys)
-    assert "needs matplotlib" in line and "bunit-kernels[report]" in line
+    assert "needs matplotlib" in line and "pip install -e '.[report]'" in line

@@ -416,7 +416,7 @@ def test_missing_package_is_named(command, capsys, monkeypatch, package, name):
     monkeypatch.setitem(sys.modules, package, None)
     code, folder = command()
     error = capsys.readouterr().err
-    assert code == 2 and f"needs {name}" in error and "bunit-kernels[search]" in error
+    assert code == 2 and f"needs {name}" in error and "pip install -e '.[search]'" in error
     assert not folder.exists()
 
 

@@ -109,8 +109,9 @@ def select(
         BackendUnavailable: the backend in force cannot take ``x``.
     """
     transformed = torch._C._are_functorch_transforms_active()
+    to_onnx = _exports_to_onnx()
     if _current == "auto":
-        if transformed:
+        if transformed or to_onnx:
             return _BACKENDS["torch"]
         if geometry is not None and geometry.rows is None:
             return _EACH_LEVEL
@@ -126,9 +127,22 @@ def select(
             "torch.func's transforms (grad, vmap, jvp, ...) do not see into its operators; 'auto', "
             "'torch' and 'reference' run under them"
         )
+    if to_onnx and _current not in _OF_PYTORCH:
+        reason = "ONNX has none of its operators; 'auto', 'torch' and 'reference' are exported"
     if reason is not None:
         raise BackendUnavailable(f"backend {_current!r} cannot run this input: {reason}")
     return chosen
+
+
+def _exports_to_onnx() -> bool:
+    """Whether ``torch.onnx.export`` is recording what runs."""
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return recorded and torch.onnx.is_in_onnx_export()
+
+
+# As torch.compiler.assume_constant_result, which imports all of the compiler: it runs when Dynamo
+# traces, to which torch.onnx.is_in_onnx_export itself is False.
+_exports_to_onnx._dynamo_marked_constant = True
 
 
 class _EachLevel(ByLevel):

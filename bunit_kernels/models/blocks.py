@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from ..nn._fx_leaf import leaf_call
 from ..units import UnitSpec
 
 ImageSize = int | tuple[int, int]
@@ -26,6 +27,8 @@ class Flatten(nn.Module):
             self.features *= size
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return leaf_call(self, x)
         x = x.flatten(1)
         if x.shape[1] != self.features:
             raise ValueError(

@@ -8,17 +8,23 @@ state every stacked layer loads.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from ..metrics.counts import uncompiled
 from ..nn import StackedConv2d, StackedLinear
 from ..nn._parameters import loop_parts
+from .resnet import ResNet
+from .wrappings import unwrap
 
-# Names in the authors' small networks beside ours; "*" stands for the number of a unit. Their
-# residual networks need no list: ours have the same names.
+_log = logging.getLogger(__name__)
+
+# Names in the authors' small networks beside ours; "*" stands for a number. Their residual
+# networks need no list: ours have the same names.
 _LENET = (
     ("layer0.", "conv."),
     ("networks1.*.layer1.", "stack1.*.layer1."),
@@ -32,35 +38,58 @@ _CNN = (
     ("unit_layer_2.", "stack2."),
     ("fc_out.", "head."),
 )
+# Names of residual networks in akamaster's pytorch_resnet_cifar10 and kuangliu's pytorch-cifar.
+_RESNET = (
+    ("linear.", "fc."),
+    ("layer*.*.shortcut.", "layer*.*.downsample."),
+)
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Loads ``state`` into ``model``, where every name and shape fits; else nothing is changed.
 
+    A checkpoint that keeps the ``state_dict`` under a usual key beside other things will do, and so
+    will names that DataParallel, ``torch.compile``, AveragedModel or Lightning lengthened
+    (:mod:`bunit_kernels.models.wrappings`).
+
     Args:
+        model: also compiled, or in DataParallel or DistributedDataParallel.
         state: a ``state_dict`` in any of these layouts, for every stacked layer by itself: packed,
             as the model's own; a loop over units, as ``to_units()`` gives; the authors' code's.
-            Dense ResNets, VGG and MobileNetV2 take torchvision's. Counts of batches may lack.
+            Dense networks take torchvision's names and with them chenyaofo's
+            (pytorch-cifar-models), ResNets also akamaster's and kuangliu's. Counts of batches may
+            lack.
+
+    Returns:
+        What was taken off or filled in, a phrase each, such as ``"'module.' was taken off 120
+        names"``; it is logged too (level INFO). Empty where the state is the network's own.
 
     Raises:
-        TypeError: ``state`` is no mapping from names to tensors.
-        ValueError: something is missing, unexpected or of another shape; the message says what.
+        TypeError: ``state`` is no mapping from names to tensors and holds none.
+        ValueError: it holds several, or something is missing, unexpected or of another shape; the
+            message says what.
     """
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise TypeError(
-            "expected a state_dict, a mapping from names to tensors, got "
-            f"{type(state).__name__}; of a pickled module take its state_dict()"
-        )
-    names, steps = _names(model), _steps(model)
+    model = _bare(model)
+    own = model.state_dict()
+    keys, state, said = unwrap(state, own)
+    names = (*_names(model), *(_RESNET if isinstance(model, ResNet) else ()))
+    steps = _steps(model)
     sources: dict[str, str] = {}  # the model's name of each tensor -> the checkpoint's
-    for key in state:
-        name = _as_loop(_translate(key, names), steps)
+    for key, source in keys.items():
+        name = _as_loop(key if key in own else _translate(key, names), steps)
         if name in sources:
-            raise ValueError(f"the checkpoint holds {name} twice, as {sources[name]} and as {key}")
-        sources[name] = key
+            raise ValueError(
+                f"the checkpoint holds {name} twice, as {sources[name]} and as {source}"
+            )
+        sources[name] = source
     translated = {name: state[key] for name, key in sources.items()}
+    if isinstance(model, ResNet) and "linear.weight" in keys:
+        translated |= _shortcuts_without_weights(model, translated, said)
     _check(_expected(model, translated), translated, sources)
     model.load_state_dict(translated)
+    for phrase in said:
+        _log.info("load_weights: %s", phrase)
+    return tuple(said)
 
 
 @torch.no_grad()
@@ -111,8 +140,47 @@ def _translate(key: str, names) -> str:
     for old, new in names:
         match = re.match(re.escape(old).replace(r"\*", r"(\d+)"), key)
         if match:
-            return new.replace("*", match[1] if match.groups() else "") + key[match.end() :]
+            for number in match.groups():
+                new = new.replace("*", number, 1)
+            return new + key[match.end() :]
     return key
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The network without what compiles it or spreads it over processes."""
+    around = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while (inner := uncompiled(model)) is not model or isinstance(model, around):
+        model = model.module if inner is model else inner
+    return model
+
+
+def _shortcuts_without_weights(
+    model: ResNet, state: dict[str, Tensor], said: list[str]
+) -> dict[str, Tensor]:
+    """Of akamaster's networks, whose shortcuts drop every other pixel and pad the channels with
+    zeros on both sides (He et al. 2016, option A): convolutions and norms that do the same in eval
+    mode, for the blocks of which ``state`` has none."""
+    filled: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if not name.endswith(".downsample") or any(k.startswith(f"{name}.") for k in state):
+            continue
+        conv, norm = module
+        weight, before = torch.zeros_like(conv.weight), conv.in_channels
+        first = (conv.out_channels - before) // 2
+        weight[first : first + before, :, 0, 0] = torch.eye(before).to(weight)
+        filled |= {
+            f"{name}.0.weight": weight,
+            f"{name}.1.weight": torch.full_like(norm.weight, (1 + norm.eps) ** 0.5),
+            f"{name}.1.bias": torch.zeros_like(norm.bias),
+            f"{name}.1.running_mean": torch.zeros_like(norm.running_mean),
+            f"{name}.1.running_var": torch.ones_like(norm.running_var),
+        }
+    if filled:
+        said.append(
+            f"{len(filled) // 5} shortcuts without weights became convolutions that do the same in "
+            "eval mode"
+        )
+    return filled
 
 
 def _steps(model: nn.Module) -> dict[str, int]:

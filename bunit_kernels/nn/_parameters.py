@@ -8,22 +8,59 @@ import torch
 from torch import Tensor, nn
 
 from ..layout import StackLayout, UnitLevel
+from ._norms import norm_tensors
 
 
-def make_weights(layout: StackLayout, **factory) -> nn.ParameterList:
-    return nn.ParameterList(
+class PackedParameters(nn.ParameterList):
+    """The weights or the biases of a layer, one tensor a level under the names ``"0"``, ``"1"``,
+    ...
+
+    A layer reads them by calling the list, so that what hooks on forward calls makes of them is
+    made anew each time: ``torch.nn.utils.prune``, the older ``weight_norm`` and ``spectral_norm``
+    work with this list as their module and ``"0"`` as the tensor's name.
+    """
+
+    __call__ = nn.Module.__call__  # that of ParameterList refuses
+
+    def forward(self) -> list[Tensor]:
+        own = self._parameters
+        names = map(str, range(len(self)))
+        return [own[name] if name in own else getattr(self, name) for name in names]
+
+    def __getstate__(self) -> dict:
+        """For copies and pickles: what hooks made last, without the graph, which has no copy."""
+        return {
+            key: value.detach() if isinstance(value, Tensor) else value
+            for key, value in vars(self).items()
+        }
+
+    def check_plain(self, what: str) -> None:
+        """Raises ``ValueError`` where a tensor is made out of others, by a hook or a
+        parametrization: ``what`` is what cannot be done then."""
+        made = [i for i in range(len(self)) if str(i) not in self._parameters]
+        if made:
+            raise ValueError(
+                f"{what}: tensor {made[0]} of {len(self)} is no parameter of its own but made of "
+                "others at each call (torch.nn.utils.prune, weight_norm, parametrize, ...); make "
+                "it one first, with prune.remove, remove_weight_norm or "
+                "parametrize.remove_parametrizations"
+            )
+
+
+def make_weights(layout: StackLayout, **factory) -> PackedParameters:
+    return PackedParameters(
         nn.Parameter(torch.empty(level.weight_shape, **factory)) for level in layout.levels
     )
 
 
-def make_biases(layout: StackLayout, **factory) -> nn.ParameterList:
-    return nn.ParameterList(
+def make_biases(layout: StackLayout, **factory) -> PackedParameters:
+    return PackedParameters(
         nn.Parameter(torch.empty(level.out_channels, **factory)) for level in layout.levels
     )
 
 
 @torch.no_grad()
-def initialise(layout: StackLayout, weights: nn.ParameterList, biases: nn.ParameterList | None):
+def initialise(layout: StackLayout, weights: PackedParameters, biases: PackedParameters | None):
     """What ``nn.Conv2d`` and ``nn.Linear`` start from, unit by unit: uniform within
     ``1 / sqrt(fan_in)``, weights and biases alike, ``fan_in`` that of the unit's own level."""
     for i, level in enumerate(layout.levels):
@@ -72,7 +109,9 @@ def pack_loop_state(
             state[prefix + target] = join(list(tensors.values()))
         elif not target.endswith("num_batches_tracked"):  # old checkpoints have no such counts
             errors += problems
-            state[prefix + target] = module.state_dict()[target]
+            own = module.state_dict()
+            if target in own:  # a pruned weight is not
+                state[prefix + target] = own[target]
 
 
 def loop_parts(module: nn.Module):
@@ -92,7 +131,9 @@ def loop_parts(module: nn.Module):
         if module.biases is not None:
             yield f"biases.{i}", keys(0, "bias", vectors), torch.cat
         if module.norms is not None:
-            for name in ("weight", "bias", "running_mean", "running_var"):
+            norm = module.norms[i]
+            for name in norm_tensors(norm):
                 yield f"norms.{i}.{name}", keys(1, name, vectors), torch.cat
-            counts = keys(1, "num_batches_tracked", [()] * len(units))
-            yield f"norms.{i}.num_batches_tracked", counts, max
+            if getattr(norm, "num_batches_tracked", None) is not None:
+                counts = keys(1, "num_batches_tracked", [()] * len(units))
+                yield f"norms.{i}.num_batches_tracked", counts, max

@@ -10,9 +10,16 @@ from torch import Tensor, nn
 from ..activations import check_activation
 from ..layout import StackLayout
 from ..units import UnitSpec
-from ._parameters import initialise, make_biases, make_weights, pack_loop_state
+from ._norms import join_norms
+from ._parameters import (
+    PackedParameters,
+    initialise,
+    make_biases,
+    make_weights,
+    pack_loop_state,
+)
 from ._replace import has_hooks
-from ._units import UnitChain, the_same
+from ._units import UnitChain
 
 
 class StackedLayer(nn.Module):
@@ -75,17 +82,18 @@ class StackedLayer(nn.Module):
     def level_activation(self, level: int) -> str:
         return self.out_activation if level == self.layout.depth - 1 else self.activation
 
-    def level_bias(self, level: int) -> Tensor | None:
-        return None if self.biases is None else self.biases[level]
+    def read_biases(self) -> list[Tensor]:
+        """One a level, or none."""
+        return [] if self.biases is None else self.biases()
 
     def folded(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases with the norms' running statistics folded in (differentiable)."""
         weights, biases = [], []
+        own_weights, own_biases = self.weights(), self.read_biases()
         for i, (level, norm) in enumerate(zip(self.layout.levels, self.norms, strict=True)):
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            bias = self.level_bias(i)
-            mean = norm.running_mean if bias is None else norm.running_mean - bias
-            weight = self.weights[i]
+            mean = norm.running_mean - own_biases[i] if own_biases else norm.running_mean
+            weight = own_weights[i]
             dtype = weight.dtype
             weights.append((weight * level.spread(scale)).to(dtype))
             biases.append((norm.bias - mean * scale).to(dtype))
@@ -100,7 +108,7 @@ class StackedLayer(nn.Module):
         weights, biases = self.folded()
         trained = [weight.requires_grad for weight in self.weights]
         self.weights, self.biases = (
-            nn.ParameterList(map(nn.Parameter, values, trained)) for values in (weights, biases)
+            PackedParameters(map(nn.Parameter, values, trained)) for values in (weights, biases)
         )
         self.train(self.training)
         self.norms = None
@@ -110,6 +118,7 @@ class StackedLayer(nn.Module):
             type(norm) in (self._norm_class, nn.SyncBatchNorm)
             and not norm.training
             and norm.affine
+            and norm.bias is not None
             and norm.running_mean is not None
             and not has_hooks(norm)
         )
@@ -122,7 +131,9 @@ class StackedLayer(nn.Module):
             type(norm) is self._norm_class
             and norm.training is training
             and norm.affine
+            and norm.bias is not None
             and norm.running_mean is not None
+            and (norm.track_running_stats or not training)
             and norm.momentum is not None
             and norm.eps == first.eps
             and not has_hooks(norm)
@@ -139,17 +150,8 @@ class StackedLayer(nn.Module):
             if self.biases is not None:
                 self.biases[i].copy_(torch.cat([linear.bias for linear in linears]))
             if self.norms is not None:
-                self._copy_norms(self.norms[i], [chain.norms[i] for chain in chains])
+                self.norms[i] = join_norms([chain.norms[i] for chain in chains])
         return self
-
-    @staticmethod
-    def _copy_norms(norm: nn.Module, parts: list[nn.Module]) -> None:
-        norm.eps = the_same((part.eps for part in parts), "eps of the norms")
-        norm.momentum = the_same((part.momentum for part in parts), "momentum of the norms")
-        norm.training = the_same((part.training for part in parts), "mode (train or eval)")
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            getattr(norm, name).copy_(torch.cat([getattr(part, name) for part in parts]))
-        norm.num_batches_tracked.copy_(max(part.num_batches_tracked for part in parts))
 
     def extra_repr(self) -> str:
         parts = [self.layout.describe(), f"{self.in_channels} -> {self.out_channels}"]
@@ -165,12 +167,13 @@ class StackedLayer(nn.Module):
         return []
 
 
-@torch.no_grad()
 def update_running(norms: nn.ModuleList, stats, empty: bool) -> None:
     """Moves the running statistics toward a batch's, as BatchNorm does; an empty batch, which has
-    none, is counted all the same."""
+    none, is counted all the same. ``stats`` are without gradient: a ``no_grad`` would be kept in
+    exported programs, which torch 2.13 does not load then."""
     for norm, (mean, var) in zip(norms, stats, strict=True):
-        norm.num_batches_tracked.add_(1)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
         if not empty:
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
             norm.running_var.lerp_(var.to(norm.running_var.dtype), norm.momentum)

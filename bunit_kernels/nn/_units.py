@@ -9,16 +9,21 @@ from torch import nn
 
 from ..activations import ACTIVATIONS, activation_name
 
+#: Classes of the norms that a unit may have.
+NormTypes = tuple[type[nn.Module], ...]
+
 
 @torch.no_grad()
 def to_units(
     layer: nn.Module,
     make_linear: Callable[[int, int], nn.Module],
-    make_norm: Callable[[int], nn.Module],
+    slice_norm: Callable[[nn.Module, slice], nn.Module],
 ) -> nn.ModuleList:
     """One ``nn.Sequential`` a unit of (linear, [norm,] activation) a level, with copies of the
-    layer's parameters. ``make_linear(unit, level)`` builds the bare convolution or linear map."""
+    layer's parameters. ``make_linear(unit, level)`` builds the bare convolution or linear map,
+    ``slice_norm(norm, channels)`` a unit's own norm."""
     layout = layer.layout
+    weights, biases = layer.weights(), layer.read_biases()
     units = []
     for u in range(layout.num_units):
         modules: list[nn.Module] = []
@@ -26,13 +31,12 @@ def to_units(
             first = sum(level.out_widths[:u])
             channels = slice(first, first + level.out_widths[u])
             linear = make_linear(u, i)
-            linear.weight.copy_(level.unpack(layer.weights[i])[u])
-            if layer.biases is not None:
-                linear.bias.copy_(layer.biases[i][channels])
+            linear.weight.copy_(level.unpack(weights[i])[u])
+            if biases:
+                linear.bias.copy_(biases[i][channels])
             modules.append(linear)
             if layer.norms is not None:
-                norm = make_norm(level.out_widths[u])
-                modules.append(_slice_norm(layer.norms[i], norm, channels))
+                modules.append(slice_norm(layer.norms[i], channels))
             last = i == layout.depth - 1
             name = layer.out_activation if last else layer.activation
             modules.append(ACTIVATIONS[name].module())
@@ -44,17 +48,6 @@ def to_units(
     return units
 
 
-def _slice_norm(norm: nn.Module, part: nn.Module, channels: slice) -> nn.Module:
-    part.eps, part.momentum = norm.eps, norm.momentum
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        source = getattr(norm, name)
-        if source is not None:
-            getattr(part, name).copy_(source[channels])
-    if norm.num_batches_tracked is not None:
-        part.num_batches_tracked.copy_(norm.num_batches_tracked)
-    return part
-
-
 class UnitChain:
     """The levels read off one unit given as a (possibly nested) ``nn.Sequential``.
 
@@ -62,7 +55,7 @@ class UnitChain:
         ValueError: something other than (linear, optional norm, optional activation) a level.
     """
 
-    def __init__(self, unit: nn.Module, linear: type[nn.Module], norm: type[nn.Module], where: str):
+    def __init__(self, unit: nn.Module, linear: type[nn.Module], norms: NormTypes, where: str):
         self.training = unit.training
         self.linears: list[nn.Module] = []
         self.norms: list[nn.Module | None] = []
@@ -74,9 +67,9 @@ class UnitChain:
                 self.activations.append("identity")
             elif not self.linears:
                 raise ValueError(f"{where} must start with {linear.__name__}, got {module}")
-            elif isinstance(module, norm) and self._open():
+            elif type(module) in norms and self._open():
                 self.norms[-1] = module
-            elif not isinstance(module, norm) and self.activations[-1] == "identity":
+            elif type(module) not in norms and self.activations[-1] == "identity":
                 try:
                     self.activations[-1] = activation_name(module)
                 except ValueError as error:
@@ -106,10 +99,6 @@ class UnitChain:
             raise ValueError(f"{where} has a bias in some levels and none in others")
         if len(set(self.activations[:-1])) > 1:
             raise ValueError(f"{where} has different hidden activations {self.activations[:-1]}")
-        if self.has_norm and not all(
-            n.affine and n.track_running_stats for n in self.norms if n is not None
-        ):
-            raise ValueError(f"{where} has a norm without affine parameters or running statistics")
 
 
 def _flatten(module: nn.Module) -> Iterable[nn.Module]:
@@ -121,7 +110,7 @@ def _flatten(module: nn.Module) -> Iterable[nn.Module]:
 
 
 def read_units(
-    units: Iterable[nn.Module], linear: type[nn.Module], norm: type[nn.Module]
+    units: Iterable[nn.Module], linear: type[nn.Module], norms: NormTypes
 ) -> list[UnitChain]:
     """The units' chains, checked to fit into one stacked layer.
 
@@ -132,7 +121,7 @@ def read_units(
     units = list(units)
     if not units:
         raise ValueError("a stacked layer needs at least one unit, got an empty list")
-    chains = [UnitChain(unit, linear, norm, f"unit {i}") for i, unit in enumerate(units)]
+    chains = [UnitChain(unit, linear, norms, f"unit {i}") for i, unit in enumerate(units)]
     first = chains[0]
     for i, chain in enumerate(chains):
         chain.check(f"unit {i}")

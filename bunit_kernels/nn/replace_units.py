@@ -122,6 +122,9 @@ def _plan(
             raise ValueError(f"norm {i}{where} must be a BatchNorm, got {type(norm).__name__}")
     if not chosen:
         return None
+    for what, parameters in (("weights", layer.weights), ("biases", layer.biases)):
+        if parameters is not None:
+            parameters.check_plain(f"cannot replace units{where} in its {what}")
     units = list(layer.units)
     drawn = draw_units({number: units[number] for number in chosen}, pool, rng, where)
     for number, unit in drawn.items():

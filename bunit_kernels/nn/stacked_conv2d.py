@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .. import functional as F
 from ..activations import activate
 from ..layout import ConvGeometry, StackLayout, Units, resolve_units
 from ..units import UnitSpec
+from ._fx_leaf import leaf_call
+from ._norms import CONV_NORMS, check_splits, slice_norm
 from ._stacked_layer import StackedLayer, update_running
 from ._units import read_units, the_same, to_units
 
@@ -114,11 +116,13 @@ class StackedConv2d(StackedLayer):
         """The layer's output; with ``residual`` ``residual_activation(output + residual)``, where
         ``residual_activation`` is ``"identity"`` or ``"relu"``; a residual is in the order of the
         output, shuffled or not."""
+        if isinstance(x, fx.Proxy):
+            return leaf_call(self, x, residual, residual_activation)
         end = {"residual": residual, "residual_activation": residual_activation}
         names = {"activation": self.activation, "out_activation": self.out_activation}
         if self.norms is None:
             return F.stacked_unit_conv2d(
-                x, list(self.weights), self._bias_list(), units=self.geometry, **names, **end
+                x, self.weights(), self.read_biases(), units=self.geometry, **names, **end
             )
         if self.biases is None and self.norms_are(training=True):
             return self._forward_train(x, names, end)
@@ -127,14 +131,11 @@ class StackedConv2d(StackedLayer):
             return F.stacked_unit_conv2d(x, weights, biases, units=self.geometry, **names, **end)
         return self._forward_by_level(x, **end)
 
-    def _bias_list(self) -> list[Tensor]:
-        return [] if self.biases is None else list(self.biases)
-
     def _forward_train(self, x: Tensor, names: dict, end: dict) -> Tensor:
         norms = self.norms
         y, stats = F.stacked_unit_conv2d_train(
             x,
-            list(self.weights),
+            self.weights(),
             [norm.weight for norm in norms],
             [norm.bias for norm in norms],
             units=self.geometry,
@@ -146,8 +147,10 @@ class StackedConv2d(StackedLayer):
         return y
 
     def _forward_by_level(self, x, residual, residual_activation) -> Tensor:
+        weights = self.weights()
+        biases = self.read_biases() or [None] * len(weights)
         for i, (level, norm) in enumerate(zip(self.geometry.levels, self.norms, strict=True)):
-            z = F.stacked_conv2d(x, self.weights[i], self.level_bias(i), units=level)
+            z = F.stacked_conv2d(x, weights[i], biases[i], units=level)
             x = activate(self.level_activation(i), norm(z))
         x = self.layout.ordered(x, 1)
         return x if residual is None else activate(residual_activation, x + residual)
@@ -156,6 +159,10 @@ class StackedConv2d(StackedLayer):
         """The loop this layer stands for: one ``nn.Sequential`` of (``Conv2d``, [``BatchNorm2d``,]
         activation) a level for each unit, with copies of the parameters. Its ``state_dict`` loads
         into this layer. The layer's output is ``torch.cat(outputs, 1)[:, layout.shuffle_index]``.
+        A norm put in the place of a layer's is of the same class and options in the loop.
+
+        Raises:
+            ValueError: a norm is none of BatchNorm2d, SyncBatchNorm, InstanceNorm2d and Identity.
         """
 
         def conv(unit: int, level: int) -> nn.Conv2d:
@@ -167,11 +174,8 @@ class StackedConv2d(StackedLayer):
                 dtype=self.weights[0].dtype,
             )  # fmt: skip
 
-        def norm(width: int) -> nn.BatchNorm2d:
-            like = self.norms[0].weight
-            return nn.BatchNorm2d(width, device=like.device, dtype=like.dtype)
-
-        return to_units(self, conv, norm)
+        check_splits(self.norms or (), CONV_NORMS)
+        return to_units(self, conv, slice_norm)
 
     @classmethod
     def from_units(cls, units: Iterable[nn.Module], *, shuffle: bool = False) -> StackedConv2d:
@@ -179,14 +183,15 @@ class StackedConv2d(StackedLayer):
 
         Args:
             units: one flat or nested ``nn.Sequential`` a unit of ``nn.Conv2d``, optional
-                ``nn.BatchNorm2d`` and optional activation a level.
+                ``nn.BatchNorm2d`` (or SyncBatchNorm, InstanceNorm2d) and optional activation a
+                level.
             shuffle: as for the layer; a loop does not say in which order its outputs go on.
 
         Raises:
             ValueError: a unit is no such chain, or units differ in what a layer has one of.
             TypeError: ``shuffle`` is no bool.
         """
-        chains = read_units(units, nn.Conv2d, nn.BatchNorm2d)
+        chains = read_units(units, nn.Conv2d, CONV_NORMS)
         specs = [_read_convs(chain.linears, u) for u, chain in enumerate(chains)]
         first_convs = [chain.linears[0] for chain in chains]
         stride = the_same((conv.stride[0] for conv in first_convs), "stride")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .. import functional as F
 from ..activations import activate
 from ..layout import StackLayout, Units, resolve_units
 from ..units import UnitSpec
+from ._fx_leaf import leaf_call
+from ._norms import LINEAR_NORMS, check_splits, slice_norm
 from ._stacked_layer import StackedLayer
 from ._units import read_units, to_units
 
@@ -70,15 +72,19 @@ class StackedLinear(StackedLayer):
         return self.layout.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return leaf_call(self, x)
         names = {"activation": self.activation, "out_activation": self.out_activation}
         if self.norms is None:
-            weights, biases = list(self.weights), list(self.biases or ())
+            weights, biases = self.weights(), self.read_biases()
             return F.stacked_unit_linear(x, weights, biases, units=self.layout, **names)
         if self.norms_are(training=False):
             weights, biases = self.folded()
             return F.stacked_unit_linear(x, weights, biases, units=self.layout, **names)
+        weights = self.weights()
+        biases = self.read_biases() or [None] * len(weights)
         for i, (stage, norm) in enumerate(zip(self.layout.stages, self.norms, strict=True)):
-            z = F.stacked_linear(x, self.weights[i], self.level_bias(i), units=stage)
+            z = F.stacked_linear(x, weights[i], biases[i], units=stage)
             z = norm(z.reshape(-1, z.shape[-1])).view(z.shape)
             x = activate(self.level_activation(i), z)
         return self.layout.ordered(x, -1)
@@ -86,14 +92,20 @@ class StackedLinear(StackedLayer):
     def to_units(self) -> nn.ModuleList:
         """The loop this layer stands for: one ``nn.Sequential`` of (``Linear``, [``BatchNorm1d``,]
         activation) a level for each unit, with copies of the parameters. Its ``state_dict`` loads
-        into this layer, whose output is ``torch.cat(outputs, -1)[..., layout.shuffle_index]``."""
+        into this layer, whose output is ``torch.cat(outputs, -1)[..., layout.shuffle_index]``. A
+        norm put in the place of a layer's is of the same class and options in the loop.
+
+        Raises:
+            ValueError: a norm is none of BatchNorm1d, SyncBatchNorm and Identity.
+        """
+        check_splits(self.norms or (), LINEAR_NORMS)
         factory = {"device": self.weights[0].device, "dtype": self.weights[0].dtype}
 
         def linear(unit: int, level: int) -> nn.Linear:
             like = self.layout.levels[level].units[unit]
             return nn.Linear(like.c_in, like.c_out, bias=self.biases is not None, **factory)
 
-        return to_units(self, linear, lambda width: nn.BatchNorm1d(width, **factory))
+        return to_units(self, linear, slice_norm)
 
     @classmethod
     def from_units(cls, units: Iterable[nn.Module], *, shuffle: bool = False) -> StackedLinear:
@@ -101,14 +113,14 @@ class StackedLinear(StackedLayer):
 
         Args:
             units: one flat or nested ``nn.Sequential`` a unit of ``nn.Linear``, optional
-                ``nn.BatchNorm1d`` and optional activation a level.
+                ``nn.BatchNorm1d`` (or SyncBatchNorm) and optional activation a level.
             shuffle: as for the layer; a loop does not say in which order its outputs go on.
 
         Raises:
             ValueError: a unit is no such chain, or units differ in what a layer has one of.
             TypeError: ``shuffle`` is no bool.
         """
-        chains = read_units(units, nn.Linear, nn.BatchNorm1d)
+        chains = read_units(units, nn.Linear, LINEAR_NORMS)
         first = chains[0]
         weight = first.linears[0].weight
         layer = cls(

@@ -54,10 +54,14 @@ class CpuSyncBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _update(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        if self.running_mean is None:
+        if self.running_mean is None or not self.track_running_stats:
             return
-        self.num_batches_tracked.add_(1)
-        share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
+        count, share = self.num_batches_tracked, self.momentum
+        if count is not None:
+            count.add_(1)
+            share = 1 / count.item() if share is None else share
+        elif share is None:
+            return  # as BatchNorm: an average of all batches, which nobody counts
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(unbiased_var.to(self.running_var.dtype), share)
 

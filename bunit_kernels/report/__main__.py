@@ -1,6 +1,7 @@
 """``python -m bunit_kernels.report``, see ``cli.py``."""
 
-from .cli import main
+from ..command_line import run
+from .cli import PROGRAM, main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(PROGRAM, main))

@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_report(files, folder)
     except UserError as error:
         return _fail(error, 2)
+    except BrokenPipeError:  # for ``command_line.run``
+        raise
     except OSError as error:  # a full disk, a folder that vanished
         return _fail(error, 1)
     print(f"{folder / PAGE}, and {len(files) - 1} plots beside it")

@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except TrainingError as error:
         return _fail(error, 1)
+    except BrokenPipeError:  # for ``command_line.run``
+        raise
     except OSError as error:  # a full disk, a folder that vanished
         return _fail(error, 1)
     except KeyboardInterrupt as interrupt:

@@ -19,14 +19,15 @@ def require(module: str, package: str, purpose: str, extra: str = "train") -> Mo
     """Imports a module of an optional extra.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not installed; the message has the command that installs it.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
             f"{purpose} needs {package}, which cannot be imported ({error}); "
-            f"pip install 'bunit-kernels[{extra}]'"
+            f"pip install {package}, or all that this part needs, in a checkout of bunit_kernels: "
+            f"pip install -e '.[{extra}]'"
         ) from error
 
 

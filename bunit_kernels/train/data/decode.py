@@ -26,7 +26,7 @@ def read_header(path: str | Path) -> tuple[tuple[int, int], bool]:
         UserError: the file is not there or no image.
     """
     try:
-        with _pillow().open(path) as image:
+        with pillow().open(path) as image:
             return (image.height, image.width), image.mode in _GREY
     except UserError:
         raise
@@ -51,7 +51,7 @@ def decode(
     """
     channels, height, width = out.shape
     try:
-        with _pillow().open(path) as image:
+        with pillow().open(path) as image:
             size = image.size
             middle = rng is None
             box = centre_box(size, (width, height), margin) if middle else random_box(size, rng)
@@ -67,7 +67,7 @@ def decode(
         raise
     except Exception as error:
         raise UserError(f"cannot decode image {path}: {error}") from error
-    image = image.resize((width, height), _pillow().Resampling.BILINEAR, box)
+    image = image.resize((width, height), pillow().Resampling.BILINEAR, box)
     pixels = np.asarray(image).reshape(height, width, channels)
     if rng is not None and rng.random() < 0.5:
         pixels = pixels[:, ::-1]
@@ -105,8 +105,9 @@ def _to_bytes(image):
     if not image.mode.startswith("I"):
         return image
     high = np.asarray(image).astype(np.int64) >> 8
-    return _pillow().fromarray(high.clip(0, 255).astype(np.uint8))
+    return pillow().fromarray(high.clip(0, 255).astype(np.uint8))
 
 
-def _pillow():
+def pillow():
+    """Pillow's module of images; ``UserError`` where it is not installed."""
     return require("PIL.Image", "Pillow", "an image folder")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..errors import UserError
-from .decode import decode, read_header
+from .broken import check_images, run_all
+from .decode import decode, pillow, read_header
 from .images import IN_MEMORY, ImageData, LabelledFiles, LabelledImages, split_by_class
 from .listing import Listed, list_folder
 
@@ -23,6 +25,7 @@ def load_folder(
     image_size: int | None = None,
     workers: int | None = None,
     stream: bool | None = None,
+    check: bool = False,
 ) -> ImageData:
     """A folder in one of the layouts of ``list_folder``. Where it has no part for the test, one
     image in five of each class is kept for it, always the same ones.
@@ -35,20 +38,23 @@ def load_folder(
         workers: threads that decode; ``None`` for one a core.
         stream: whether images stay in their files, to be decoded as they are needed; ``None``:
             where as bytes they would be more than ``IN_MEMORY``.
+        check: decodes each image once that is to be streamed, to find broken ones.
 
     Raises:
-        UserError: see ``list_folder``; a broken file, different sizes, or a folder that is to be
-            streamed without an ``image_size``.
+        UserError: see ``list_folder``; broken files, up to ten of them named, different sizes, or a
+            folder that is to be streamed without an ``image_size``.
     """
+    pillow()
     listing = list_folder(root)
     parts = [_to_files(part) for part in (listing.train, listing.test) if part is not None]
     files, labels = np.concatenate([f for f, _ in parts]), torch.cat([y for _, y in parts])
     data = LabelledFiles(files, labels, (3, image_size or 0, image_size or 0))
     if stream is None:
-        # Headers of a million files take minutes to read, so that the first one stands for all.
-        height, width = (image_size,) * 2 if image_size else read_header(data.path(0))[0]
+        height, width = (image_size,) * 2 if image_size else _first_size(data)
         stream = len(files) * 3 * height * width > IN_MEMORY
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        if stream and check:
+            check_images(pool, map(data.path, range(len(data))))
         data = _streamed(data, root, pool) if stream else _decoded(data, image_size, pool)
     if listing.test is None:
         train, test = split_by_class(labels, 0.2, seed=0)
@@ -60,6 +66,15 @@ def load_folder(
 
 def _to_files(part: Listed) -> tuple[np.ndarray, torch.Tensor]:
     return np.array([os.fsencode(f) for f in part.files]), torch.tensor(part.labels)
+
+
+def _first_size(data: LabelledFiles) -> tuple[int, int]:
+    """Of the first image that can be read: headers of a million files take minutes, so that one
+    stands for all."""
+    for i in range(len(data)):
+        with suppress(UserError):
+            return read_header(data.path(i))[0]
+    return 1, 1  # none can, which is said as soon as all are read
 
 
 def _streamed(data: LabelledFiles, root: Path, pool: ThreadPoolExecutor) -> LabelledFiles:
@@ -80,14 +95,18 @@ def _decoded(
     """All images as bytes. Headers are read first, so that memory is taken once and a folder of
     mixed sizes is refused before minutes of decoding."""
     paths = [data.path(i) for i in range(len(data))]
-    headers = list(pool.map(read_header, paths))
+    try:
+        headers = run_all(pool, read_header, paths)
+    except UserError:
+        check_images(pool, paths)  # those too that only decoding finds
+        raise
     channels = 1 if all(grey for _, grey in headers) else 3
     sizes = [size for size, _ in headers]
     height, width = (image_size, image_size) if image_size else _common_size(paths, sizes)
     shape = len(paths), channels, height, width
     _check_memory(shape)
     images = np.empty(shape, np.uint8)
-    list(pool.map(decode, paths, images))
+    run_all(pool, decode, paths, images)
     return LabelledImages(torch.from_numpy(images), data.labels)
 
 

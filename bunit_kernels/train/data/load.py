@@ -19,6 +19,7 @@ def load_data(
     image_size: int | None = None,
     workers: int | None = None,
     stream: bool | None = None,
+    check: bool = False,
 ) -> ImageData:
     """Reads a data set, whole or, of a large folder of images, its list of files.
 
@@ -30,9 +31,11 @@ def load_data(
         workers: threads that decode images; ``None`` for one a core.
         stream: whether a folder's images are decoded as they are needed; ``None`` for where they
             are many.
+        check: decodes each image of such a folder once, to find broken ones.
 
     Raises:
-        UserError: there is nothing of the kind, it is damaged, or a class is in one part alone.
+        UserError: there is nothing of the kind, it is damaged, or a class is in one part alone; of
+            a folder's broken images up to ten are named.
     """
     if source in BUILTIN:
         data = BUILTIN[source]()
@@ -43,7 +46,7 @@ def load_data(
         except (OSError, RuntimeError) as error:  # a name too long, the home of nobody
             raise UserError(f"unknown data {source!r}: {error}") from error
         if is_folder:
-            data = _load_directory(path, image_size, workers, stream)
+            data = _load_directory(path, image_size, workers, stream, check)
         elif is_file:
             data = _load_file(path)
         else:
@@ -58,7 +61,7 @@ def load_data(
 
 
 def _load_directory(
-    path: Path, image_size: int | None, workers: int | None, stream: bool | None
+    path: Path, image_size: int | None, workers: int | None, stream: bool | None, check: bool
 ) -> ImageData:
     for folder in (path, path / "raw", path / "MNIST" / "raw"):
         if folder.is_dir() and find_idx(folder):
@@ -68,7 +71,7 @@ def _load_directory(
     cifar = find_cifar(path)
     if cifar is not None:
         return load_cifar(*cifar)
-    return load_folder(path, image_size, workers, stream)
+    return load_folder(path, image_size, workers, stream, check)
 
 
 def _load_file(path: Path) -> ImageData:
