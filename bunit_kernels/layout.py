@@ -152,8 +152,8 @@ class StackLayout:
     stacks of their own, whose channels are all in the units' order. A block (:class:`Level`) is as
     wide as its narrower side, in or out; ``width`` is that of the widest, by which ``auto``
     chooses. ``most_weights`` is the largest level's number of weights, ``largest`` the largest
-    width or kernel size of a unit. ``linear_rows`` are linear units as the operators take them: rows
-    ``(count, c0, ..., cL)``, one a run of equal neighbours.
+    width or kernel size of a unit. ``linear_rows`` are linear units as the operators take them:
+    rows ``(count, c0, ..., cL)``, one a run of equal neighbours.
     """
 
     units: tuple[UnitSpec, ...]

@@ -89,7 +89,7 @@ class Spy:
         self.behind, self.calls = behind, []
 
     def __getattr__(self, name):
-        if name in ("why_not", "name"):
+        if name in ("why_not", "name", "limits"):
             return getattr(self.behind, name)
         self.calls.append(name)
         return getattr(self.behind, name)

@@ -299,5 +299,6 @@ def _constants(work, depth, biases, activation, out_activation, dtype) -> dict:
     return {
         **{f"W{i}": width for i, width in enumerate(widths)},
         "DEPTH": depth, "BIAS": bool(biases), "HIDDEN": activation, "OUT": out_activation,
-        "PRECISION": "tf32" if dtype == torch.float32 and matmul_allows_tf32() else "ieee", "WIDEN": INTERPRETED and dtype != torch.float32,
+        "PRECISION": "tf32" if dtype == torch.float32 and matmul_allows_tf32() else "ieee",
+        "WIDEN": INTERPRETED and dtype != torch.float32,
     }  # fmt: skip
