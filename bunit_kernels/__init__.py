@@ -1,7 +1,7 @@
 """Stacked layers of small networks: every unit in one launch."""
 
 from . import backends, functional, memory, metrics, models
-from .backends import backend
+from .backends import backend, set_backend
 from .nn import StackedConv2d, StackedLinear, bunitize, fuse
 from .units import PAPER_POOL, UnitSpec
 
@@ -20,4 +20,5 @@ __all__ = [
     "memory",
     "metrics",
     "models",
+    "set_backend",
 ]

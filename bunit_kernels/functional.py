@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
+from ._tensor_format import DTYPES
 from .activations import check_activation
 from .backends import select
 from .backends.base import BatchStats, UnitActivations
 from .layout import ConvGeometry, Level, StackLayout, Units, resolve_units
 
 RESIDUAL_ACTIVATIONS = ("identity", "relu")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def stacked_conv2d(

@@ -15,6 +15,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from ._tensor_format import is_channels_last
+from ._torch_private import transforms_active
+
 
 def round_robin(widths: Sequence[int]) -> tuple[int, ...]:
     """For each channel of the shuffled output the one of the units' concatenated outputs that it
@@ -67,8 +70,8 @@ def _picked(y: Tensor, order: Sequence[int], dim: int) -> Tensor:
 def _along(y: Tensor, dim: int, move) -> Tensor:
     """``move(y, dim)``, for channels_last images along the dimension that lies innermost. Under
     torch.func's transforms, which do not tell formats, as it comes."""
-    if y.dim() != 4 or dim != 1 or torch._C._are_functorch_transforms_active():
+    if y.dim() != 4 or dim != 1 or transforms_active():
         return move(y, dim)
-    if y.is_contiguous() or not y.is_contiguous(memory_format=torch.channels_last):
+    if not is_channels_last(y):
         return move(y, dim)
     return move(y.movedim(1, -1), -1).movedim(-1, 1)

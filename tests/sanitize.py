@@ -168,6 +168,7 @@ def run_address() -> None:
 def run_thread() -> None:
     import torch
     from module_cases import conv_layer, image
+    from test_backend_contexts import overlapping_blocks
     from test_threads import CASES
 
     for op, case in CASES:
@@ -184,6 +185,7 @@ def run_thread() -> None:
         layer.eval()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(step, range(12)))
+    overlapping_blocks()
     print(2 * len(CASES), "cases and 12 steps from 4 threads")
 
 

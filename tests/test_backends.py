@@ -6,7 +6,6 @@ import copy
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -56,15 +55,23 @@ def test_the_choice_is_restored_after_an_exception():
     assert backends.get_backend() == "auto"
 
 
-def test_as_a_function_the_choice_lasts():
-    first = backend("torch")
+def test_set_backend_lasts_and_a_block_goes_over_it():
+    backends.set_backend("torch")
     try:
         assert backends.get_backend() == "torch"
         with backend("cpp"):
-            pass
-        assert backends.get_backend() == "torch"
+            backends.set_backend("reference")
+            assert backends.get_backend() == "cpp"
+        assert backends.get_backend() == "reference"
     finally:
-        backend(first.previous)
+        backends.set_backend("auto")
+
+
+def test_a_block_is_in_force_from_its_beginning_and_may_be_entered_again():
+    block = backend("torch")
+    assert backends.get_backend() == "auto"
+    with block, backend("cpp"), block:
+        assert backends.get_backend() == "torch"
     assert backends.get_backend() == "auto"
 
 
@@ -82,7 +89,7 @@ class Spy:
         self.behind, self.calls = behind, []
 
     def __getattr__(self, name):
-        if name in ("why_not", "name"):
+        if name in ("why_not", "name", "limits"):
             return getattr(self.behind, name)
         self.calls.append(name)
         return getattr(self.behind, name)
@@ -239,13 +246,3 @@ def test_triton_is_there_for_compilers_and_counters(chosen, monkeypatch):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0 and run.stdout.strip() == "96", run.stderr
-
-
-def test_the_choice_holds_in_other_threads():
-    """Autograd runs backward passes in threads of its own, data loaders collate in others."""
-    seen = []
-    with backend("reference"):
-        thread = threading.Thread(target=lambda: seen.append(backends.get_backend()))
-        thread.start()
-        thread.join()
-    assert seen == ["reference"]

@@ -416,7 +416,7 @@ print(b.backends.available())
 layer = b.StackedConv2d("2-4-2", 3)
 layer(torch.randn(2, 6, 5, 5)).sum().backward()
 assert layer.weights[0].grad is not None
-b.backend("cpp")
+b.set_backend("cpp")
 """
 
 

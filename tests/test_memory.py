@@ -47,7 +47,8 @@ def growth(action, warm_up: int, count: int) -> float:
 
 def training_steps() -> float:
     """Of tiny layers, on images whose size changes."""
-    bunit_kernels.backend("cpp")  # PyTorch's own operators keep something for each size of image
+    # PyTorch's own operators keep something for each size of image.
+    bunit_kernels.set_backend("cpp")
     convs = StackedConv2d(["2-4-2", "1-2-1"])
     linears = StackedLinear("3-4-1", num_units=2)
     parameters = [*convs.parameters(), *linears.parameters()]

@@ -1,6 +1,15 @@
 """Who runs a stacked layer: the backends, and the choice between them."""
 
-from ._choice import BackendUnavailable, available, backend, describe, get_backend, select, why_not
+from ._choice import (
+    BackendUnavailable,
+    available,
+    backend,
+    describe,
+    get_backend,
+    select,
+    set_backend,
+    why_not,
+)
 
 __all__ = [
     "BackendUnavailable",
@@ -9,5 +18,6 @@ __all__ = [
     "describe",
     "get_backend",
     "select",
+    "set_backend",
     "why_not",
 ]

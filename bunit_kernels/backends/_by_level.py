@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .._tensor_format import format_of
+from .._torch_private import transforms_active
 from ..activations import activate
 from .base import BatchStats
 
@@ -42,11 +44,9 @@ class ByLevel:
 def in_format_of(x, y):
     """``y`` in the memory format of ``x``, which one-channel tensors do not show and channels_last
     weights override. Under torch.func's transforms, which do not tell formats, as it comes."""
-    if torch._C._are_functorch_transforms_active():
+    if transforms_active():
         return y
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return y.contiguous(memory_format=memory_format)
+    return y.contiguous(memory_format=format_of(x))
 
 
 def finished(x, y, layout, residual, activation):

@@ -7,10 +7,13 @@ import warnings
 
 import torch
 
+from .._torch_private import transforms_active
 from ..layout import ConvGeometry, StackLayout
 from ..ops import CPU_MISSING, CUDA_MISSING
+from . import limits
 from ._by_level import ByLevel
 from ._crossover import prefers_torch
+from ._in_force import enter, in_force, leave, set_default
 from .base import Backend
 from .cpp import Cpp
 from .cuda import Cuda
@@ -57,23 +60,48 @@ def available(device: torch.device | str | None = None) -> list[str]:
 
 def get_backend() -> str:
     """Name of the backend in force."""
-    return _current
+    return in_force()
 
 
 def describe(device: torch.device | str = "cpu") -> str:
     """What runs stacked layers on ``device`` now, to read: ``"cpp"``, ``"auto (cpp, torch)"``."""
-    if _current != "auto":
-        return _current
+    name = in_force()
+    if name != "auto":
+        return name
     usable = available(device)
     preferred = (*_OURS.get(torch.device(device).type, ()), "torch")
     return f"auto ({', '.join(name for name in preferred if name in usable)})"
 
 
-class backend:
-    """Chooses the backend of all stacked layers in this process, as a function or for a block.
+def set_backend(name: str) -> None:
+    """Sets the process's default: what runs stacked layers wherever no ``backend`` block is in
+    force, in every thread and task, from its next call on. Inside a block the block's choice stays.
+    The environment variable ``BUNIT_BACKEND`` sets the first default.
 
-    ``with backend("reference"): ...`` restores the choice before it at the end; ``backend("cpp")``
-    alone lasts. The environment variable ``BUNIT_BACKEND`` sets the first choice.
+    Args:
+        name: as for :class:`backend`.
+
+    Raises:
+        ValueError: no backend has that name.
+        BackendUnavailable: it cannot run here.
+    """
+    _check_can_run(name)
+    set_default(name)
+
+
+class backend:
+    """Chooses the backend of stacked layers for a block: ``with backend("reference"): ...``.
+
+    The choice is the context's (:mod:`contextvars`): other threads and asyncio tasks do not see it,
+    but tasks made inside the block do; a new thread begins with the process's default
+    (:func:`set_backend`), unless it runs in a copied context. Forked processes inherit it, spawned
+    ones begin with ``BUNIT_BACKEND``. A backward pass runs in the backend of its forward pass; what
+    ``torch.utils.checkpoint`` computes again in a thread of autograd's (on CUDA) sees the default.
+    Blocks nest, and one object may be entered again, from several threads too.
+
+    A function of ``torch.compile`` is compiled again when the choice changes. Compiled functions
+    see the block that their thread entered or left last, which in asyncio tasks that wait inside
+    blocks may be another task's.
 
     Args:
         name: ``"auto"`` (for each call the fastest that can run it), ``"reference"``, ``"torch"``,
@@ -85,18 +113,21 @@ class backend:
     """
 
     def __init__(self, name: str):
-        reason = why_not(name)
-        if reason is not None:
-            raise BackendUnavailable(f"backend {name!r} cannot run here: {reason}")
-        global _current
-        self.previous, _current = _current, name
+        _check_can_run(name)
+        self.name = name
 
     def __enter__(self) -> backend:
+        enter(self.name)
         return self
 
     def __exit__(self, *error) -> None:
-        global _current
-        _current = self.previous
+        leave()
+
+
+def _check_can_run(name: str) -> None:
+    reason = why_not(name)
+    if reason is not None:
+        raise BackendUnavailable(f"backend {name!r} cannot run here: {reason}")
 
 
 def select(
@@ -106,31 +137,24 @@ def select(
     have a geometry too.
 
     Raises:
-        BackendUnavailable: the backend in force cannot take ``x``.
+        BackendUnavailable: the backend in force cannot take ``x`` or the units.
     """
-    transformed = torch._C._are_functorch_transforms_active()
-    to_onnx = _exports_to_onnx()
-    if _current == "auto":
-        if transformed or to_onnx:
-            return _BACKENDS["torch"]
-        if geometry is not None and geometry.rows is None:
-            return _EACH_LEVEL
-        for name in _OURS.get(x.device.type, ()):
-            ours = _BACKENDS[name]
-            if ours.why_not(x.device, x.dtype) is None:
-                return _BACKENDS["torch"] if prefers_torch(op, layout, geometry, x) else ours
-        return _BACKENDS["torch"]
-    chosen = _BACKENDS[_current]
+    name = in_force()
+    if name == "auto":
+        return _automatic(op, x, layout, geometry)
+    chosen = _BACKENDS[name]
     reason = chosen.why_not(x.device, x.dtype)
-    if transformed and _current not in _OF_PYTORCH:
+    if transforms_active() and name not in _OF_PYTORCH:
         reason = (
             "torch.func's transforms (grad, vmap, jvp, ...) do not see into its operators; 'auto', "
             "'torch' and 'reference' run under them"
         )
-    if to_onnx and _current not in _OF_PYTORCH:
+    if _exports_to_onnx() and name not in _OF_PYTORCH:
         reason = "ONNX has none of its operators; 'auto', 'torch' and 'reference' are exported"
+    if reason is None:
+        reason = chosen.limits.exceeded(layout, geometry, _is_whole(op, geometry))
     if reason is not None:
-        raise BackendUnavailable(f"backend {_current!r} cannot run this input: {reason}")
+        raise BackendUnavailable(f"backend {name!r} cannot run this input: {reason}")
     return chosen
 
 
@@ -145,14 +169,40 @@ def _exports_to_onnx() -> bool:
 _exports_to_onnx._dynamo_marked_constant = True
 
 
+def _automatic(op, x, layout, geometry) -> Backend:
+    if transforms_active() or _exports_to_onnx():
+        return _BACKENDS["torch"]
+    if geometry is not None and geometry.rows is None:
+        return _EACH_LEVEL
+    for name in _OURS.get(x.device.type, ()):
+        ours = _BACKENDS[name]
+        if ours.why_not(x.device, x.dtype) is not None:
+            continue
+        if ours.limits.exceeded(layout, geometry, _is_whole(op, geometry)) is None:
+            return _BACKENDS["torch"] if prefers_torch(op, layout, geometry, x) else ours
+        if layout.depth > 1:
+            return _EACH_LEVEL
+    return _BACKENDS["torch"]
+
+
+def _is_whole(op: str, geometry: ConvGeometry | None) -> bool:
+    """Whether one operator of ours would take all levels."""
+    return op.startswith("unit_") and (geometry is None or geometry.rows is not None)
+
+
 class _EachLevel(ByLevel):
     """``auto`` for whole units that go by level: each level where it is fastest."""
 
     name = "auto"
+    limits = limits.NONE
 
     def conv2d(self, x, weight, bias, geometry, activation):
         chosen = select("conv2d", x, geometry.layout, geometry)
         return chosen.conv2d(x, weight, bias, geometry, activation)
+
+    def linear(self, x, weight, bias, layout, activation):
+        chosen = select("linear", x, layout)
+        return chosen.linear(x, weight, bias, layout, activation)
 
 
 _EACH_LEVEL = _EachLevel()
@@ -184,4 +234,4 @@ def _from_environment() -> str:
 
 
 _warn_of_missing_parts()
-_current = _from_environment()
+set_default(_from_environment())

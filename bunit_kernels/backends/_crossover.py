@@ -29,7 +29,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from .._tensor_format import is_channels_last
 from ..layout import ConvGeometry, StackLayout
 from ..ops import CPU_MISSING
 
@@ -138,12 +140,12 @@ def prefers_torch(op: str, layout: StackLayout, geometry: ConvGeometry | None, x
     if kernel is not None:
         slower = depthwise_prefers_torch(kernel, geometry.stride, grad)
         return slower and not torch_errs(geometry, x)
-    channels_last = geometry is not None and x.stride(1) == 1 and not x.is_contiguous()
+    channels_last = geometry is not None and is_channels_last(x)
     widths = _widths(x.dtype).get((op, grad, channels_last))
     if widths is None:
         return False
     # By name: torch.compile of torch 2.11 takes no bool as an index.
-    widths = widths.short_rows if x.shape[-1] < SHORT else widths.long_rows
+    widths = widths.short_rows if _known(x.shape[-1] < SHORT) else widths.long_rows
     return layout.width in widths and (geometry is None or not torch_errs(geometry, x))
 
 
@@ -173,6 +175,14 @@ def torch_errs(geometry: ConvGeometry, x: Tensor) -> bool:
     kernels = [level.units[0].kernel for level in geometry.layout.levels]
     if any(geometry.pad(k) > geometry.dilation * (k - 1) for k in kernels):
         return True
-    if any(min(size) < geometry.dilation for size in sizes[:-1]):
+    # What is not known of a size while it is a symbol is taken to be so that it fails.
+    if not all(_known(size >= geometry.dilation) for level in sizes[:-1] for size in level):
         return True
-    return x.dtype == torch.bfloat16 and geometry.stride > 1 and sizes[1][1] == 1
+    narrow = not _known(sizes[1][1] > 1)
+    return x.dtype == torch.bfloat16 and geometry.stride > 1 and narrow
+
+
+def _known(condition) -> bool:
+    """Whether a comparison of sizes is true; of symbolic ones, whether it always is. That puts no
+    guard on them, which would be compiled again or refused by ``torch.export``."""
+    return statically_known_true(condition) if torch.compiler.is_compiling() else condition

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..layout import ConvGeometry, StackLayout
+from .limits import Limits
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Backend(Protocol):
     """
 
     name: str
+    limits: Limits  #: of units; what is beyond them ``auto`` gives to others
 
     def why_not(self, device: torch.device | None, dtype: torch.dtype | None) -> str | None:
         """Why it cannot run there, with the remedy; ``None`` where it can."""

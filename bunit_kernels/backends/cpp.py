@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._tensor_format import DTYPES, is_channels_last
 from ..layout import ConvGeometry
 from ..ops import CPU_MISSING
+from . import limits
 from ._compiled import Compiled
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 #: Multiply-adds a value of the first level, of all units on average, up to which making it again
 #: takes about as long as keeping it, or less.
@@ -20,6 +20,7 @@ RECOMPUTED_TAPS_CHANNELS_LAST = 36
 class Cpp(Compiled):
     name = "cpp"
     shuffles = True
+    limits = limits.CPP
 
     def __init__(self):
         super().__init__(torch.ops.bunit_kernels)
@@ -42,6 +43,6 @@ class Cpp(Compiled):
         first = geometry.layout.levels[0]
         widens = first.out_channels >= 2 * first.in_channels * geometry.stride**2
         most = RECOMPUTED_TAPS
-        if x.stride(1) == 1 and not x.is_contiguous():
+        if is_channels_last(x):
             most = RECOMPUTED_TAPS_CHANNELS_LAST
         return widens and sum(first.weight_sizes) <= most * first.out_channels

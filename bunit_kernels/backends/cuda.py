@@ -6,16 +6,17 @@ import functools
 
 import torch
 
+from .._tensor_format import GPU_DTYPES
 from ..ops import CUDA_MISSING
+from . import limits
 from ._compiled import Compiled
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Cuda(Compiled):
     """``ops`` and ``device_type`` are others where the kernels run on the emulation of CUDA."""
 
     name = "cuda"
+    limits = limits.CUDA
 
     def __init__(self, ops=torch.ops.bunit_kernels, device_type="cuda"):
         super().__init__(ops)
@@ -32,8 +33,8 @@ class Cuda(Compiled):
                 return f"it runs on {self.device_type.upper()} tensors, got one on {device}"
             if device.type == "cuda" and (reason := _too_old(device)) is not None:
                 return reason
-        if dtype is not None and dtype not in DTYPES:
-            return f"it takes {', '.join(map(str, DTYPES))}, got {dtype}"
+        if dtype is not None and dtype not in GPU_DTYPES:
+            return f"it takes {', '.join(map(str, GPU_DTYPES))}, got {dtype}"
         return None
 
 

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from ..activations import activate
+from . import limits
 from ._by_level import ByLevel, in_format_of
 
 
 class TorchOps(ByLevel):
     name = "torch"
+    limits = limits.NONE
 
     def why_not(self, device, dtype):
         return None

@@ -8,16 +8,18 @@ import os
 
 import torch
 
+from .._tensor_format import GPU_DTYPES
 from ..ops import CPU_MISSING
 from ..triton_kernels import NAMESPACE
+from . import limits
 from ._compiled import Compiled
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (3, 6)
 
 
 class Triton(Compiled):
     name = "triton"
+    limits = limits.TRITON
 
     def __init__(self):
         super().__init__(getattr(torch.ops, NAMESPACE))
@@ -36,8 +38,8 @@ class Triton(Compiled):
         taken = "CPU tensors (TRITON_INTERPRET=1)" if interpreted else "CUDA tensors"
         if device is not None and device.type != ("cpu" if interpreted else "cuda"):
             return f"it runs on {taken}, got one on {device}"
-        if dtype is not None and dtype not in DTYPES:
-            return f"it takes {', '.join(map(str, DTYPES))}, got {dtype}"
+        if dtype is not None and dtype not in GPU_DTYPES:
+            return f"it takes {', '.join(map(str, GPU_DTYPES))}, got {dtype}"
         return None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._torch_private import below_autograd
 from ._operator import Operator
 
 
@@ -21,7 +22,7 @@ def call(operator: Operator, ops, *inputs):
         return _tensors_of(run(*inputs))
     if torch.is_grad_enabled():
         return _Eager.apply(*_flat(inputs), operator, ops, inputs)
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         return _tensors_of(run(*inputs))
 
 
@@ -32,7 +33,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         *_, operator, ops, inputs = arguments
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             result = getattr(ops, operator.name)(*inputs)
         operator.save(ctx, inputs, result)
         ctx.operator, ctx.ops = operator, ops
@@ -47,7 +48,7 @@ class _Eager(torch.autograd.Function):
         if torch.is_grad_enabled():
             gradients = ctx.operator.backward(ctx.ops, ctx, *grads)
         else:
-            with torch._C._AutoDispatchBelowAutograd():
+            with below_autograd():
                 gradients = ctx.operator.backward(ctx.ops, ctx, *grads)
         flat = []
         for gradient, count in zip(gradients, ctx.counts, strict=True):

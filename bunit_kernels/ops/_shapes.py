@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .._tensor_format import format_of
+
 
 def conv_rows(units: Sequence[int], depth: int) -> Iterator[tuple[int, int, int, Sequence[int]]]:
     """``(count, k, pad, widths)`` of each run of equal units."""
@@ -44,8 +46,5 @@ def conv_size(size: int, k: int, pad: int, stride: int, dilation: int) -> int:
 
 
 def empty_like_format(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """An output in the memory format of ``x``, as the kernels choose it (mirrors
-    ``output_is_channels_last`` in csrc/cpu/tensors.h)."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return x.new_empty(shape).to(memory_format=memory_format)
+    """An output in the memory format of ``x``, as the kernels choose it."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format_of(x))

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
+from .tf32 import convolutions_allow_tf32
 from .tuning import INTERPRETED, tuned
 from .work import ConvWork
 
@@ -240,13 +241,13 @@ def padded(width: int, least: int = 1) -> int:
 def uses_dot(work: ConvWork, dtype: torch.dtype) -> bool:
     """Whether matrix units take the dtype, and units fill their tiles well enough. Exact products
     of float32 are plain multiply-adds in ``tl.dot`` too, and there take more registers."""
-    exact = dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    exact = dtype == torch.float32 and not convolutions_allow_tf32()
     return min(work.c_in, work.c_out) >= 16 and not exact
 
 
 def precision(dtype: torch.dtype) -> str:
     """Of products of float32: exact unless PyTorch is told otherwise."""
-    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    allowed = dtype == torch.float32 and convolutions_allow_tf32()
     return "tf32" if allowed else "ieee"
 
 

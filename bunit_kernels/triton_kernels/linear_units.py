@@ -16,7 +16,8 @@ import triton.language as tl
 from ..ops._shapes import linear_rows
 from .activations import activate, activation_grad
 from .conv_grad_weight import add_parts
-from .conv_level import padded, precision
+from .conv_level import padded
+from .tf32 import matmul_allows_tf32
 from .tuning import INTERPRETED, tuned
 from .work import MOST_LEVELS, linear_work, processors
 
@@ -298,5 +299,6 @@ def _constants(work, depth, biases, activation, out_activation, dtype) -> dict:
     return {
         **{f"W{i}": width for i, width in enumerate(widths)},
         "DEPTH": depth, "BIAS": bool(biases), "HIDDEN": activation, "OUT": out_activation,
-        "PRECISION": precision(dtype), "WIDEN": INTERPRETED and dtype != torch.float32,
+        "PRECISION": "tf32" if dtype == torch.float32 and matmul_allows_tf32() else "ieee",
+        "WIDEN": INTERPRETED and dtype != torch.float32,
     }  # fmt: skip

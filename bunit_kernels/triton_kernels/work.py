@@ -33,7 +33,7 @@ def conv_work(units: Sequence[int], device: torch.device) -> ConvWork:
     return _conv_work(tuple(units), device)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.cache
 def _conv_work(units: tuple[int, ...], device: torch.device) -> ConvWork:
     rows: list[tuple[int, ...]] = []
     first_in = first_out = weight = 0
@@ -50,9 +50,23 @@ def _conv_work(units: tuple[int, ...], device: torch.device) -> ConvWork:
     _, c_ins, _, c_outs, ks, pads, _ = zip(*rows, strict=True)
     shapes = set(zip(c_ins, c_outs, ks, pads, strict=True))
     return ConvWork(
-        torch.tensor(rows, dtype=torch.int32, device=device),
+        _on_device(torch.tensor(rows, dtype=torch.int32), device),
         len(rows), max(c_ins), max(c_outs), max(ks), len(shapes) == 1,
     )  # fmt: skip
+
+
+def _on_device(table: Tensor, device: torch.device) -> Tensor:
+    """A copy that is never freed: a captured CUDA graph may read it at any later time.
+
+    Raises:
+        RuntimeError: the stream is being captured, which such a copy would break.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "backend 'triton' copies a layer's work list to the GPU at its first call, got one "
+            "inside the capture of a CUDA graph: call the layer once before the capture"
+        )
+    return table.to(device)
 
 
 @functools.lru_cache(maxsize=64)
@@ -71,7 +85,7 @@ def columns(units: Sequence[int], transposed: bool, device: torch.device) -> tup
     return _columns(tuple(units), transposed, device)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.cache
 def _columns(units: tuple[int, ...], transposed: bool, device: torch.device) -> tuple[Tensor, int]:
     found: list[tuple[int, int, int, int]] = []
     first_in = first_out = weight = 0
@@ -82,7 +96,7 @@ def _columns(units: tuple[int, ...], transposed: bool, device: torch.device) -> 
             else:
                 found += [(first_in, c_in, weight + o * c_in, 1) for o in range(c_out)]
             first_in, first_out, weight = first_in + c_in, first_out + c_out, weight + c_in * c_out
-    table = torch.tensor(found, dtype=torch.int32).t().contiguous().to(device)
+    table = _on_device(torch.tensor(found, dtype=torch.int32).t().contiguous(), device)
     return table, max(number for _, number, _, _ in found)
 
 
@@ -106,7 +120,7 @@ def linear_work(units: Sequence[int], depth: int, device: torch.device) -> Linea
     return _linear_work(tuple(units), depth, device)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.cache
 def _linear_work(units: tuple[int, ...], depth: int, device: torch.device) -> LinearWork:
     rows: list[list[int]] = []
     channels, weights = [0] * (depth + 1), [0] * depth
@@ -118,4 +132,4 @@ def _linear_work(units: tuple[int, ...], depth: int, device: torch.device) -> Li
             weights = [w + a * b for w, a, b in zip(weights, widths, widths[1:], strict=False)]
             channels = [c + width for c, width in zip(channels, widths, strict=True)]
     largest = tuple(max(row[i] for row in rows) for i in range(depth + 1))
-    return LinearWork(torch.tensor(rows, dtype=torch.int32, device=device), len(rows), largest)
+    return LinearWork(_on_device(torch.tensor(rows, dtype=torch.int32), device), len(rows), largest)

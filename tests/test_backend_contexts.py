@@ -1,0 +1,148 @@
+"""The choice of a backend under threads, tasks and compilers, and the limits of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+import pytest
+import torch
+from torch.export import Dim, export
+
+from bunit_kernels import StackedConv2d, StackedLinear, _torch_private, backend, backends
+from bunit_kernels.backends import _choice, limits
+from bunit_kernels.layout import ConvGeometry, StackLayout, resolve_units
+
+
+def overlapping_blocks() -> None:
+    """Two threads that are inside of their blocks at the same time, each leaving in turn."""
+    barrier, wrong = threading.Barrier(2), []
+
+    def run(name):
+        for _ in range(20):
+            with backend(name):
+                barrier.wait(60)
+                if backends.get_backend() != name:
+                    wrong.append(name)
+                barrier.wait(60)
+            if backends.get_backend() != "auto":
+                wrong.append(name)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("reference", "torch")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and backends.get_backend() == "auto"
+
+
+def test_overlapping_blocks_of_threads():
+    overlapping_blocks()
+
+
+def test_a_new_thread_has_the_default():
+    seen = []
+    with backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backends.get_backend()))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+def test_asyncio_tasks_have_their_own_choices():
+    async def task(name):
+        with backend(name):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                assert backends.get_backend() == name
+
+    async def both():
+        await asyncio.gather(task("reference"), task("torch"))
+        assert backends.get_backend() == "auto"
+
+    asyncio.run(both())
+
+
+def test_compiled_layers_follow_the_choice(monkeypatch):
+    torch._dynamo.reset()
+    layer, graphs = StackedConv2d("2-4-2", 3).eval(), []
+
+    def keep(graph, _):
+        graphs.append(str(graph.graph))
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, backend=keep)
+    x = torch.randn(1, 6, 20, 20)
+    with torch.no_grad():
+        for name in ("cpp", "torch", "cpp"):
+            with backend(name):
+                compiled(x)
+        backends.set_backend("reference")
+        try:
+            compiled(x)
+        finally:
+            backends.set_backend("auto")
+    assert [("bunit_kernels" in graph) for graph in graphs] == [True, False, False]
+
+
+def test_auto_puts_no_guard_on_sizes():
+    layer, x = StackedConv2d("2-4-2", 4).eval(), torch.randn(2, 8, 20, 20)
+    sizes = {2: Dim("h", min=8), 3: Dim("w", min=8)}
+    program = export(layer, (x,), dynamic_shapes=(sizes,)).module()
+    for shape in ((2, 8, 8, 9), (2, 8, 33, 8)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), layer(x))
+
+
+def test_auto_compiles_once_for_all_sizes():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    layer = torch.compile(
+        StackedConv2d("2-4-2", 4).eval(), dynamic=True, fullgraph=True, backend=counter
+    )
+    with torch.no_grad():
+        for size in (20, 9, 33):
+            layer(torch.randn(2, 8, size, size + 1))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("depth", [limits.CPP.depth, limits.CPP.depth + 1])
+@pytest.mark.parametrize("training", [True, False])
+def test_depth(depth, training):
+    units = "-".join("2" * (depth + 1))
+    conv, linear = StackedConv2d(units, 3).train(training), StackedLinear(units, 3)
+    calls = [(conv, torch.randn(2, 6, 8, 8)), (linear, torch.randn(2, 6))]
+    for layer, x in calls:
+        with backend("reference"):
+            expected = layer(x)
+        torch.testing.assert_close(layer(x), expected, atol=1e-4, rtol=1e-4)
+        refused = pytest.raises(backends.BackendUnavailable, match=r"up to 8 levels, got 9")
+        with backend("cpp"), refused if depth == 9 else contextlib.nullcontext():
+            layer(x)
+
+
+@pytest.mark.parametrize("limit", [limits.CPP, limits.CUDA, limits.TRITON])
+def test_largest_padding(limit):
+    layout = StackLayout(resolve_units("1-1", 1))
+    fits, beyond = (ConvGeometry(layout, padding=limit.size + more) for more in (0, 1))
+    assert limit.exceeded(layout, fits, False) is None
+    reason = limit.exceeded(layout, beyond, False)
+    assert str(limit.size) in reason and str(limit.size + 1) in reason
+    if limit is limits.CPP:
+        assert _choice.select("conv2d", torch.empty(1, 1, 3, 3), layout, beyond).name == "torch"
+
+
+def test_most_weights():
+    most = limits.CUDA.weights
+    for weights in (most, most + 1):
+        layout = StackLayout(resolve_units("1-1", 1))
+        object.__setattr__(layout, "most_weights", weights)
+        reason = limits.CUDA.exceeded(layout, None, False)
+        assert (reason is None) == (weights == most)
+
+
+def test_torch_without_its_private_names():
+    assert _torch_private.transforms_active_of(object())() is False
+    assert _torch_private.below_autograd_of(object()) is torch.no_grad
+    assert _torch_private.transforms_active_of(torch._C) is not _torch_private._no_transforms
