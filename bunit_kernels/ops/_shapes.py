@@ -43,9 +43,14 @@ def conv_size(size: int, k: int, pad: int, stride: int, dilation: int) -> int:
     return (size + 2 * pad - dilation * (k - 1) - 1) // stride + 1
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Whether what is made of images ``x`` is channels_last; what is both, of one channel or one
+    pixel, counts as contiguous."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 def empty_like_format(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """An output in the memory format of ``x``, as the kernels choose it (mirrors
-    ``output_is_channels_last`` in csrc/cpu/tensors.h)."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    """An output in the memory format of ``x``, as the kernels choose it."""
+    channels_last = is_channels_last(x)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return x.new_empty(shape).to(memory_format=memory_format)

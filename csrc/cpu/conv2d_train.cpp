@@ -206,9 +206,9 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Text& activation, const Text& out_activation) {
   const int depth = int(weights.size());
   const Stack stack = Stack::conv(units, depth, shuffle);
-  const Scalar dtype = scalar_of(x);
   const LevelSizes sizes = check_unit_conv2d_train_backward(
       stack, gradient, x, weights, gammas, betas, given_pre_norms, stats, stride, dilation);
+  const Scalar dtype = scalar_of(x);
   const Activation hidden = activation_of(activation, "activation");
   const Activation final = activation_of(out_activation, "out_activation");
   const int64_t total = std::accumulate(stack.channels + 1, stack.channels + depth + 1, int64_t(0));
