@@ -10,10 +10,11 @@ loaded first. Any report fails. That there would be one is tried first, on error
 
 ``address`` runs the named cases of all tests and random ones, in every dtype, with the kernels of
 each instruction set that the processor has: what they read and write of tensors, of scratch memory
-and of their own plans; and so many random calls of operators (fuzz/operators.py). ``thread`` runs layers large enough to be shared among threads, also from
-several Python threads at once. There our loops run on plain threads (sanitized/threads.cpp) in
-place of libtorch's pool: what is covered is how our kernels share work, scratch memory and plans,
-not the pool itself, nor anything inside PyTorch, which is not compiled with sanitizers.
+and of their own plans; and so many random calls of operators (fuzz/operators.py). ``thread`` runs
+layers large enough to be shared among threads, also from several Python threads at once. There our
+loops run on plain threads (sanitized/threads.cpp) in place of libtorch's pool: what is covered is
+how our kernels share work, scratch memory and plans, not the pool itself, nor anything inside
+PyTorch, which is not compiled with sanitizers.
 """
 
 from __future__ import annotations

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from operator_calls import (
@@ -115,29 +120,36 @@ def test_checks_leave_sizes_open():
     torch.testing.assert_close(program.module()(x), Run()(x))
 
 
-@pytest.mark.parametrize("kinds", [1, 50_000], ids=["one kind", "many kinds"])
-def test_100_000_units(kinds):
+def test_100_000_units():
     """Time grows with the units, and not with their square: that would be minutes."""
-    count = 100_000
-    if kinds == 1:
-        units, weights = [count, 1, 0, 1, 2, 1], [torch.ones(2 * count), torch.ones(2 * count)]
-        channels, out = count, count
-    else:  # alternating kinds of widths 1-w-1
-        widths = [1 + i for i in range(kinds // 100)]
-        rows = [[100_000 // len(widths) // 2, 1, 0, 1, w, 1] for w in widths] * 2
-        units = [v for row in rows for v in row]
-        channels = out = sum(row[0] for row in rows)
-        hidden = sum(row[0] * row[4] for row in rows)
-        weights = [torch.ones(hidden), torch.ones(hidden)]
-    gammas = [torch.ones(weights[0].numel()), torch.ones(out)]
-    betas = [torch.zeros_like(g) for g in gammas]
-    x = torch.randn(2, channels, 1, 1)
+    count, names = 100_000, ("relu", "identity")
+    units, weights = [count, 1, 0, 1, 2, 1], [torch.ones(2 * count), torch.ones(2 * count)]
+    norms = [torch.ones(2 * count), torch.ones(count)]
+    x = torch.randn(2, count, 1, 1)
     y, pre_norms, stats = ops.stacked_unit_conv2d_train(
-        x, weights, gammas, betas, None, units, 1, 1, False, 1e-5, True, "relu", "identity",
-        "identity",
-    )  # fmt: skip
+        x, weights, norms, norms, None, units, 1, 1, True, 1e-5, True, *names, "identity"
+    )
     grad_x, _, _ = ops.stacked_unit_conv2d_train_backward(
-        torch.ones_like(y), x, weights, gammas, betas, pre_norms, stats, units, 1, 1, False,
-        "relu", "identity",
-    )  # fmt: skip
-    assert grad_x.shape == x.shape and y.isfinite().all()
+        torch.ones_like(y), x, weights, norms, norms, pre_norms, stats, units, 1, 1, True, *names
+    )
+    assert grad_x.shape == x.shape and y.isfinite().all() and grad_x.isfinite().all()
+
+
+def test_as_many_kinds_as_units():
+    """The kind of each unit is looked up, not searched for among all."""
+    shapes = list(itertools.product(range(1, 28), repeat=3))
+    units = [value for shape in shapes for value in (1, *shape)]
+    weights = [torch.ones(sum(s[i] * s[i + 1] for s in shapes)) for i in (0, 1)]
+    x = torch.ones(1, sum(s[0] for s in shapes))
+    y = ops.stacked_unit_linear(x, weights, [], units, "identity", "identity")
+    expected = [float(s[0] * s[1]) for s in shapes for _ in range(s[2])]
+    assert y.flatten().tolist() == expected
+
+
+def test_fuzzed_calls():
+    """A few: tests/fuzz/operators.py makes more, and tests/sanitize.py under a sanitizer."""
+    program = Path(__file__).parent / "fuzz" / "operators.py"
+    command = [sys.executable, str(program), "--calls", "0", "60"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-100:] + done.stderr
+    assert int(done.stdout.split()[-1]) > 10

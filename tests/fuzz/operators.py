@@ -102,9 +102,9 @@ def changed_list(numbers: random.Random, values: list) -> list:
 
 
 def changed_tensor(numbers: random.Random, t: torch.Tensor) -> torch.Tensor:
-    dim = numbers.randrange(t.dim()) if t.dim() else 0
-    if t.dim() == 0 or t.numel() == 0:
-        return t.new_ones(3)
+    if t.is_sparse or t.is_meta or t.dim() == 0 or t.numel() == 0:
+        return torch.ones(3)
+    dim = numbers.randrange(t.dim())
     match numbers.randrange(14):
         case 0:
             return t.narrow(dim, 0, t.shape[dim] - 1)
