@@ -74,9 +74,10 @@ def tensors_for(name, case, dtype=torch.float64):
     return converted(draw(case, name, norms="train" in name), dtype)
 
 
-def arguments(name, case, t):
-    build = linear_arguments if isinstance(case, LinearCase) else conv_arguments
-    return build(name, case, t)
+def arguments(name, case, t, recompute=None):
+    if isinstance(case, LinearCase):
+        return linear_arguments(name, case, t)
+    return conv_arguments(name, case, t, recompute)
 
 
 LEVEL_CHECKS = (
@@ -167,10 +168,10 @@ def changed_tensors(t):
     }
 
 
-def wrong_arguments(name):
+def wrong_arguments(name, recompute=None):
     """Arguments of operator ``name`` that are right ones but for one, by what is wrong."""
     case = OPERATORS[name][0][0]
-    right = named_arguments(name, arguments(name, case, tensors_for(name, case)))
+    right = named_arguments(name, arguments(name, case, tensors_for(name, case), recompute))
     calls = {}
     for argument, value in right.items():
         if isinstance(value, torch.Tensor):

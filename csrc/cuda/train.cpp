@@ -76,7 +76,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     bool recompute, const Text& activation, const Text& out_activation,
     const Text& residual_activation) {
   check_unshuffled(shuffle);
-  STD_TORCH_CHECK(!recompute, "recompute is for the CPU: CUDA kernels keep what they made");
+  STD_TORCH_CHECK(!recompute,
+                  "recompute: expected false, got true: CUDA kernels keep what they made");
   const int depth = int(weights.size());
   const auto layer = conv_layer(units, depth);
   const Stack& stack = layer->stack;
