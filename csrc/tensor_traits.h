@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <iterator>
+#include <optional>
 #include <string>
 
 #include "cpu/kernels/calls.h"
@@ -14,8 +16,9 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline Scalar scalar_of(const Tensor& t) {
-  switch (t.scalar_type()) {
+// The dtypes that kernels take: float32, float64, bfloat16 and float16.
+inline std::optional<Scalar> scalar_of(ScalarType dtype) {
+  switch (dtype) {
     case ScalarType::Float:
       return Scalar::float32;
     case ScalarType::Double:
@@ -25,18 +28,30 @@ inline Scalar scalar_of(const Tensor& t) {
     case ScalarType::Half:
       return Scalar::float16;
     default:
-      STD_TORCH_CHECK(false, "expected float32, float64, bfloat16 or float16");
-      return Scalar::float32;
+      return std::nullopt;
   }
 }
 
-inline Activation activation_of(const std::string& name) {
-  static constexpr const char* kNames[] = {"identity", "relu", "relu6",    "leaky_relu",
-                                           "gelu",     "silu", "hardswish"};
-  for (int i = 0; i < 7; ++i) {
-    if (name == kNames[i]) return Activation(i);
+inline Scalar scalar_of(const Tensor& t) {
+  const std::optional<Scalar> scalar = scalar_of(t.scalar_type());
+  STD_TORCH_CHECK(scalar, "expected float32, float64, bfloat16 or float16, got ", t.scalar_type());
+  return *scalar;
+}
+
+// By number; bunit_kernels/activations.py says what they compute.
+inline constexpr const char* kActivationNames[] = {"identity", "relu", "relu6",    "leaky_relu",
+                                                   "gelu",     "silu", "hardswish"};
+static_assert(std::size(kActivationNames) == size_t(Activation::hardswish) + 1);
+
+// `argument` is the name of the operator's.
+inline Activation activation_of(const std::string& name, const char* argument) {
+  std::string known;
+  for (size_t i = 0; i < std::size(kActivationNames); ++i) {
+    if (name == kActivationNames[i]) return Activation(i);
   }
-  STD_TORCH_CHECK(false, "unknown activation ", name);
+  for (const char* other : kActivationNames)
+    known += std::string(known.empty() ? "" : ", ") + other;
+  STD_TORCH_CHECK(false, argument, ": expected one of ", known, ", got \"", name, "\"");
   return Activation::identity;
 }
 
@@ -52,7 +67,7 @@ inline bool is_channels_last(const Tensor& x) {
   return true;
 }
 
-// Outputs follow the input (mirrors empty_like_format in bunit_kernels/ops/_shapes.py).
+// Outputs follow the input; what is both, of one channel or one pixel, is contiguous.
 inline bool output_is_channels_last(const Tensor& x) {
   return is_channels_last(x) && !x.is_contiguous();
 }

@@ -19,7 +19,7 @@ struct Text : std::string {
 
 HIDDEN_NAMESPACE_BEGIN(torch, stable, detail)
 
-// Mirrors that of std::string: what the handle stands for is the receiver's to delete.
+// As that of std::string: what the handle stands for is the receiver's to delete.
 template <>
 struct ToImpl<bunit::Text> {
   static bunit::Text call(StableIValue value, uint64_t, bool) {

@@ -1,7 +1,7 @@
 """The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer (``address``), and their
 threads under ThreadSanitizer (``thread``); both where none is named:
 
-    python tests/sanitize.py [address] [thread]
+    python tests/sanitize.py [address] [thread] [--calls 300]
 
 Builds the compiled part with the sanitizer's flags beside a copy of the package (under
 build/sanitized), and runs forward and backward passes of it in Python with the sanitizer's library
@@ -10,10 +10,11 @@ loaded first. Any report fails. That there would be one is tried first, on error
 
 ``address`` runs the named cases of all tests and random ones, in every dtype, with the kernels of
 each instruction set that the processor has: what they read and write of tensors, of scratch memory
-and of their own plans. ``thread`` runs layers large enough to be shared among threads, also from
-several Python threads at once. There our loops run on plain threads (sanitized/threads.cpp) in
-place of libtorch's pool: what is covered is how our kernels share work, scratch memory and plans,
-not the pool itself, nor anything inside PyTorch, which is not compiled with sanitizers.
+and of their own plans; and so many random calls of operators (fuzz/operators.py). ``thread`` runs
+layers large enough to be shared among threads, also from several Python threads at once. There our
+loops run on plain threads (sanitized/threads.cpp) in place of libtorch's pool: what is covered is
+how our kernels share work, scratch memory and plans, not the pool itself, nor anything inside
+PyTorch, which is not compiled with sanitizers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ ERRORS = {
 }
 SETTINGS = {
     # What Python and PyTorch keep until the end is no leak of a kernel's.
-    "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",
+    # An allocation that is too large is an exception of PyTorch's.
+    "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1",
     "OMP_NUM_THREADS": "1",
@@ -57,7 +59,10 @@ SETTINGS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("sanitizers", nargs="*", help="address, thread; both where none is named")
-    names = parser.parse_args().sanitizers or list(FLAGS)
+    parser.add_argument("--calls", type=int, default=300, help="random ones, under address")
+    options = parser.parse_args()
+    names = options.sanitizers or list(FLAGS)
+    calls = {"address": f"run_address({options.calls})", "thread": "run_thread()"}
     if unknown := [name for name in names if name not in FLAGS]:
         parser.error(f"unknown sanitizer {unknown[0]!r}, expected one of {', '.join(FLAGS)}")
     for name in names:
@@ -70,7 +75,7 @@ def main() -> int:
                 print(f"{name}: an error made on purpose ({what}) was not reported:\n{said}")
                 return 1
         for isa in ("avx512", "avx2", "generic") if name == "address" else ("",):
-            status, said = run(name, f"run_{name}()", isa)
+            status, said = run(name, calls[name], isa)
             if "one that this processor has" in said:
                 continue
             print(f"{name} {isa}: {said[-8000:] if status else said.strip()}", flush=True)
@@ -146,8 +151,10 @@ def plant(what: str) -> None:
     torch.ops.bunit_sanitized.plant(what)
 
 
-def run_address() -> None:
+def run_address(calls: int) -> None:
+    sys.path.append(str(HERE / "fuzz"))
     import torch
+    from operators import run_all
     from reference_cases import random_conv, random_linear
     from reference_checks import NAMED
     from reference_runs import unit_conv2d, unit_conv2d_train, unit_linear
@@ -162,7 +169,8 @@ def run_address() -> None:
     for job in jobs:
         forward_and_backward(*job)
     refuse_wrong_arguments()
-    print(len(jobs), "cases,", torch.ops.bunit_kernels.cpu_isa())
+    run_all(0, calls)
+    print(len(jobs), "cases,", calls, "random calls,", torch.ops.bunit_kernels.cpu_isa())
 
 
 def run_thread() -> None:
@@ -203,7 +211,7 @@ def forward_and_backward(op, case, dtype) -> None:
 def refuse_wrong_arguments() -> None:
     """Straight to the operators, past the checks in Python: an exception, and nothing is read."""
     import torch
-    from test_ops import wrong_calls
+    from operator_calls import wrong_calls
 
     ops = torch.ops.bunit_kernels
     x, w = torch.randn(2, 4, 5, 5), torch.randn(8, 2, 3, 3)

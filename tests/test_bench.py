@@ -14,6 +14,7 @@ sys.path += [str(Path(__file__).resolve().parent.parent / part) for part in ("be
 import crossover
 import groups
 import layers
+import many_units
 import recompute
 import table
 import training_table
@@ -138,3 +139,10 @@ def test_table_of_training_runs_has_equation_9s_scores(tmp_path, monkeypatch, ca
             for w1, w2 in ((1, 1), (1, 4), (4, 1))
         ]
         assert cell == ", ".join(f"{mean:.2f}" for mean in means)
+
+
+def test_many_units_has_a_row_a_count(monkeypatch, capsys):
+    monkeypatch.setattr(many_units, "COUNTS", (3, 10))
+    many_units.main()
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| 3", "| 10"]

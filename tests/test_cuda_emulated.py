@@ -13,6 +13,7 @@ import emulated_build
 import pytest
 import torch
 from opchecked import opchecked
+from operator_calls import OPERATORS, wrong_arguments
 from reference_cases import (
     ACTIVATION_NAMES,
     TRAIN_CONVS,
@@ -378,3 +379,12 @@ def test_results_do_not_depend_on_the_order_of_threads_and_blocks(tmp_path):
         assert len(other) == len(found[0])
         for a, b in zip(found[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_wrong_arguments_are_refused(name):
+    """As on the CPU (tests/test_operator_calls.py), by the same checks."""
+    for what, args in wrong_arguments(name, recompute=False).items():
+        with pytest.raises(RuntimeError, match=r"[a-z]+(\[\d\])?: "):
+            getattr(getattr(torch.ops, NAMESPACE), name)(*args)
+            raise AssertionError(f"{what} was taken")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,45 @@ def test_large_outputs_are_the_same_bits(dtype):
     if done.stderr.strip() == "no glibc":
         pytest.skip("no glibc")
     assert done.returncode == 0, done.stderr
+
+
+# Whether the middle of a large output lies in memory for which huge pages are wanted (hg), and
+# whether any does that is not this output's alone.
+ADVISED = """
+import sys, torch
+from bunit_kernels import StackedConv2d, backend
+x = torch.randn(32, 128, 64, 64)
+with torch.no_grad(), backend("cpp"):
+    y = StackedConv2d("1-2-1", 128, norm=None).eval()(x)
+inside = outside = False
+for line in open("/proc/self/smaps"):
+    first = line.split()[0]
+    if "-" in first and not first.endswith(":"):
+        low, high = (int(address, 16) for address in first.split("-"))
+    elif first == "VmFlags:" and "hg" in line.split():
+        begin, end = y.data_ptr(), y.data_ptr() + y.nbytes
+        if low < end and high > begin:
+            inside = True
+            outside = outside or low < begin or high > end
+print(inside, outside)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(),
+    reason="a system without transparent huge pages",
+)
+@pytest.mark.parametrize(("wanted", "said"), [("1", "True False"), ("0", "False False")])
+def test_huge_pages_of_outputs_and_nothing_else(wanted, said):
+    environment = {**os.environ, "BUNIT_HUGE_PAGES": wanted}
+    command = [sys.executable, "-c", ADVISED]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == said
+
+
+def test_huge_pages_are_wanted_or_not():
+    environment = {**os.environ, "BUNIT_HUGE_PAGES": "never"}
+    command = [sys.executable, "-c", ADVISED]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "BUNIT_HUGE_PAGES=never: expected 0 or 1" in done.stderr

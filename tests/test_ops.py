@@ -7,6 +7,14 @@ from functools import partial
 import pytest
 import torch
 from module_cases import CONV_LAYERS, LINEAR_LAYERS, conv_layer, image, linear_layer
+from operator_calls import (
+    OPERATORS,
+    UNIT_LINEAR_CHECKS,
+    arguments,
+    conv_arguments,
+    in_one_launch,
+    tensors_for,
+)
 from reference_cases import (
     LEVEL_CONVS,
     LEVEL_LINEARS,
@@ -16,120 +24,13 @@ from reference_cases import (
     ConvCase,
     LinearCase,
 )
-from reference_runs import conv2d, converted, draw, laid_out, linear, unit_conv2d, unit_linear
+from reference_runs import conv2d, draw, laid_out, linear, unit_conv2d, unit_linear
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bunit_kernels import StackedConv2d, backend
 
 ops = torch.ops.bunit_kernels
-
-
-# --- arguments -----------------------------------------------------------------------------------
-
-
-def conv_arguments(name, case, t, recompute=None):
-    """Positional arguments of the convolutional operator ``name``, for tensors of ``draw``; the
-    first level is recomputed in some cases, if nothing else is said."""
-    if recompute is None:
-        recompute = len(t["weights"]) > 1 and case.stride == 1
-    geometry = case.geometry
-    config = (geometry.rows, geometry.stride, geometry.dilation)
-    names = (case.activation, case.out_activation)
-    x, grad, weight = t["x"][0], t["grad"][0], t["weights"][0]
-    residual = t["residual"][0] if t["residual"] else None
-    bias = t["biases"][0] if t["biases"] else None
-    end = (*names, case.residual or "identity")
-    match name:
-        case "stacked_conv2d":
-            return (x, weight, bias, *config, case.out_activation)
-        case "stacked_conv2d_grad_input":
-            return (grad, weight, list(x.shape), *config)
-        case "stacked_conv2d_grad_weight":
-            return (grad, x, list(weight.shape), *config)
-        case "stacked_conv2d_backward":
-            return (grad, x, weight, *config)
-        case "stacked_unit_conv2d":
-            return (x, t["weights"], t["biases"], residual, *config, case.shuffle, *end)
-        case "stacked_unit_conv2d_train":
-            return (
-                x, t["weights"], t["gammas"], t["betas"], residual, *config, case.shuffle, 1e-5,
-                recompute, *end,
-            )  # fmt: skip
-    forward = conv_arguments("stacked_unit_conv2d_train", case, t, recompute)
-    _, pre_norms, stats = ops.stacked_unit_conv2d_train(*forward)
-    saved = (t["weights"], t["gammas"], t["betas"], pre_norms, stats)
-    return (grad, x, *saved, *config, case.shuffle, *names)
-
-
-def linear_arguments(name, case, t):
-    """Positional arguments of the linear operator ``name`` for tensors of ``draw``."""
-    rows = case.stack.linear_rows
-    x, grad, weight = t["x"][0], t["grad"][0], t["weights"][0]
-    bias = t["biases"][0] if t["biases"] else None
-    match name:
-        case "stacked_linear":
-            return (x, weight, bias, rows, case.out_activation)
-        case "stacked_linear_grad_input":
-            return (grad, weight, rows)
-        case "stacked_linear_grad_weight":
-            return (grad, x, list(weight.shape), rows)
-    whole = (x, t["weights"], t["biases"], rows, case.activation, case.out_activation)
-    return (grad, *whole) if name.endswith("backward") else whole
-
-
-def tensors_for(name, case, dtype=torch.float64):
-    return converted(draw(case, name, norms="train" in name), dtype)
-
-
-def arguments(name, case, t):
-    build = linear_arguments if isinstance(case, LinearCase) else conv_arguments
-    return build(name, case, t)
-
-
-LEVEL_CHECKS = (
-    ConvCase("2-4", 2),
-    ConvCase(("1-2", "3-1:k5"), layout="channels_last", grad_layout="channels_last", stride=2),
-    ConvCase("2-4", 2, bias=False, padding=0, out_activation="silu", layout="sliced"),
-    ConvCase("2-4", 2, size=(0, 6, 5)),
-)
-UNIT_CHECKS = (
-    ConvCase("2-4-2", 2),
-    ConvCase(("1-2-1", "3-1-2:k5"), layout="channels_last", stride=2, residual="relu"),
-    ConvCase("2-4-3", 2, bias=False, padding=0, out_activation="silu", residual="identity"),
-    ConvCase("2-4-3", 4, shuffle=True, residual="relu", layout="channels_last"),
-    ConvCase(("2-4-3", "1-2-1", "1-1-2"), shuffle=True, out_activation="silu"),
-)
-LINEAR_CHECKS = (
-    LinearCase("2-4", 3),
-    LinearCase(("2-4", "3-1"), size=(2, 3), bias=False, out_activation="gelu"),
-)
-UNIT_LINEAR_CHECKS = (
-    LinearCase("2-4-2", 3),
-    LinearCase(("2-4-1", "3-1-2"), size=(2, 3), bias=False, out_activation="gelu"),
-)
-
-
-def in_one_launch(cases):
-    """Those that whole-unit operators take."""
-    return tuple(case for case in cases if case.geometry.rows is not None)
-
-
-#: Every operator, the cases it is checked on, and the named cases of other tests that fit it.
-OPERATORS = {
-    "stacked_conv2d": (LEVEL_CHECKS, LEVEL_CONVS),
-    "stacked_conv2d_grad_input": (LEVEL_CHECKS, LEVEL_CONVS),
-    "stacked_conv2d_grad_weight": (LEVEL_CHECKS, LEVEL_CONVS),
-    "stacked_conv2d_backward": (LEVEL_CHECKS, LEVEL_CONVS),
-    "stacked_linear": (LINEAR_CHECKS, LEVEL_LINEARS),
-    "stacked_linear_grad_input": (LINEAR_CHECKS, LEVEL_LINEARS),
-    "stacked_linear_grad_weight": (LINEAR_CHECKS, LEVEL_LINEARS),
-    "stacked_unit_conv2d": (UNIT_CHECKS, in_one_launch(UNIT_CONVS)),
-    "stacked_unit_linear": (UNIT_LINEAR_CHECKS, UNIT_LINEARS),
-    "stacked_unit_linear_backward": (UNIT_LINEAR_CHECKS, UNIT_LINEARS),
-    "stacked_unit_conv2d_train": (UNIT_CHECKS, in_one_launch(TRAIN_CONVS)),
-    "stacked_unit_conv2d_train_backward": (UNIT_CHECKS, in_one_launch(TRAIN_CONVS)),
-}
 
 
 def flattened(result):
@@ -431,54 +332,6 @@ def test_operators_take_tensors_of_any_strides(name, layout):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def wrong_calls():
-    """Arguments that do not fit each other, straight to the CPU operators, by name."""
-    ops, units, rows = torch.ops.bunit_kernels, [2, 3, 1, 2, 4], [2, 2, 4]
-    x, z, w = torch.randn(3, 4, 5, 6), torch.randn(3, 8, 5, 6), torch.randn(8, 2, 3, 3)
-    two = [2, 3, 1, 2, 4, 2]
-    ws = [w, torch.randn(4, 4, 3, 3)]
-    norms = [torch.ones(8), torch.ones(4)]
-    zs, stats, grad = [z, x], torch.ones(3, 12), torch.randn(3, 4, 5, 6)
-    names = ("relu", "relu")
-
-    def train_backward(**changed):
-        given = {"grad": grad, "gammas": norms, "betas": norms, "zs": zs, "stats": stats, **changed}
-        return lambda: ops.stacked_unit_conv2d_train_backward(
-            given["grad"], x, given.get("ws", ws), given["gammas"], given["betas"], given["zs"],
-            given["stats"], two, 1, 1, False, *names
-        )  # fmt: skip
-
-    r, s, v = torch.randn(5, 4), torch.randn(5, 8), torch.randn(8, 2)
-    return {
-        "rows of a gradient": lambda: ops.stacked_linear_grad_weight(s[:3], r, [8, 2], rows),
-        "dtype of rows": lambda: ops.stacked_linear_grad_weight(s.double(), r, [8, 2], rows),
-        "dtype of a linear weight": lambda: ops.stacked_linear_grad_input(s, v.double(), rows),
-        "a bias short": lambda: ops.stacked_unit_linear(
-            r, [v, torch.randn(4, 4)], [torch.ones(8)], [2, 2, 4, 2], *names
-        ),
-        "height": lambda: ops.stacked_conv2d_grad_input(z, w, [3, 4, 7, 6], units, 1, 1),
-        "width": lambda: ops.stacked_conv2d_grad_weight(z, x[..., :5], w.shape, units, 1, 1),
-        "stride": lambda: ops.stacked_conv2d_backward(z, x, w, units, 2, 1),
-        "dtype of a gradient": lambda: ops.stacked_conv2d_backward(z.double(), x, w, units, 1, 1),
-        "dtype of a weight": lambda: ops.stacked_conv2d_backward(z, x, w.double(), units, 1, 1),
-        "gamma missing": train_backward(gammas=norms[:1]),
-        "beta too short": train_backward(betas=[torch.ones(7), norms[1]]),
-        "no outputs of levels": train_backward(zs=[]),
-        "size of a level's output": train_backward(zs=[z[..., :4], x]),
-        "channels of a level's output": train_backward(zs=[x, x]),
-        "size of the gradient": train_backward(grad=grad[..., :3]),
-        "statistics of fewer channels": train_backward(stats=torch.ones(3, 11)),
-        "dtype of statistics": train_backward(stats=stats.double()),
-        "weight too small": train_backward(ws=[w, ws[1][:2]]),
-        "input of other channels, recomputed": lambda: ops.stacked_unit_conv2d_train_backward(
-            grad, z, ws, norms, norms, [x.new_empty(0), x], stats, two, 1, 1, False, *names
-        ),
-        "one level to recompute": lambda: ops.stacked_unit_conv2d_train(
-            x, [w], norms[:1], norms[:1], None, units, 1, 1, False, 1e-5, True, *names, "identity"
-        ),
-    }
-
-
 @pytest.mark.parametrize(
     "case", [c for c in in_one_launch(TRAIN_CONVS) if len(c.geometry.layout.levels) > 1], ids=str
 )
@@ -520,10 +373,3 @@ def test_training_keeps_the_input_and_one_output_of_narrow_units():
     parameters = sum(p.numel() for p in layer.parameters())
     stats = 3 * (16 + 8)
     assert sum(kept.values()) <= 4 * (2 * x.numel() + parameters + stats)
-
-
-@pytest.mark.parametrize("name", wrong_calls())
-def test_what_does_not_fit_is_refused_before_it_is_read(name):
-    """Saved programs come here without the checks in Python."""
-    with pytest.raises(RuntimeError, match="not fit|must have|but|expected a gamma|one level"):
-        wrong_calls()[name]()

@@ -7,8 +7,52 @@ their own gradients are again these operators, so derivatives of any order exist
 from __future__ import annotations
 
 from ._activation_grad import activation_grad, needs_input
+from ._check import (
+    check_activations,
+    check_conv2d,
+    check_conv2d_grad,
+    check_dtype,
+    check_like,
+    check_numel,
+    check_shape,
+    check_weight_shape,
+    conv_stack,
+)
 from ._operator import Operator
 from ._shapes import conv_rows, conv_size, empty_like_format
+
+
+def _check_forward(x, weight, bias, units, stride, dilation, activation):
+    stack = conv_stack(units, 1)
+    biases = [] if bias is None else [bias]
+    check_conv2d(stack, x, [weight], biases, None, stride, dilation, listed=False)
+    check_activations(activation=activation)
+
+
+def _check_grad_input(grad, weight, input_size, units, stride, dilation):
+    stack = conv_stack(units, 1)
+    check_dtype("grad", grad)
+    check_shape("grad", grad.shape, (None, stack.channels[1], None, None))
+    check_like("weight", weight, grad)
+    check_numel("weight", weight, stack.weight_sizes[0])
+    check_shape("input_size", input_size, (grad.shape[0], stack.channels[0], None, None))
+    check_conv2d_grad(stack, "input_size", input_size, grad, stride, dilation)
+
+
+def _check_grad_weight(grad, x, weight_shape, units, stride, dilation):
+    stack = conv_stack(units, 1)
+    check_dtype("x", x)
+    check_shape("x", x.shape, (None, stack.channels[0], None, None))
+    check_like("grad", grad, x)
+    check_weight_shape(weight_shape, stack.weight_sizes[0])
+    check_conv2d_grad(stack, "x", x.shape, grad, stride, dilation)
+
+
+def _check_backward(grad, x, weight, units, stride, dilation):
+    check_like("weight", weight, x)
+    stack = conv_stack(units, 1)
+    check_numel("weight", weight, stack.weight_sizes[0])
+    _check_grad_weight(grad, x, [stack.weight_sizes[0]], units, stride, dilation)
 
 
 def _fake_forward(x, weight, bias, units, stride, dilation, activation):
@@ -141,9 +185,17 @@ def _flops_backward(*args, **kwargs):
 
 
 OPERATORS = (
-    Operator("stacked_conv2d", _fake_forward, _save_forward, _grad_forward, _flops_forward),
+    Operator(
+        "stacked_conv2d",
+        _check_forward,
+        _fake_forward,
+        _save_forward,
+        _grad_forward,
+        _flops_forward,
+    ),
     Operator(
         "stacked_conv2d_grad_input",
+        _check_grad_input,
         _fake_grad_input,
         _save_grad_input,
         _grad_grad_input,
@@ -151,6 +203,7 @@ OPERATORS = (
     ),
     Operator(
         "stacked_conv2d_grad_weight",
+        _check_grad_weight,
         _fake_grad_weight,
         _save_grad_weight,
         _grad_grad_weight,
@@ -158,6 +211,7 @@ OPERATORS = (
     ),
     Operator(
         "stacked_conv2d_backward",
+        _check_backward,
         _fake_backward,
         _save_backward,
         _grad_backward,

@@ -13,12 +13,44 @@ from itertools import pairwise
 import torch
 
 from ._activation_grad import activation_grad, needs_input
+from ._check import (
+    check_activations,
+    check_dtype,
+    check_like,
+    check_linear,
+    check_linear_grad,
+    check_numel,
+    check_rows,
+    check_weight_shape,
+    linear_stack,
+)
 from ._operator import Operator
 from ._shapes import linear_rows
 
 
 def _channels(units, side):
     return sum(count * widths[side] for count, widths in linear_rows(units, 1))
+
+
+def _check_forward(x, weight, bias, units, activation):
+    check_linear(linear_stack(units, 1), x, [weight], [] if bias is None else [bias], listed=False)
+    check_activations(activation=activation)
+
+
+def _check_grad_input(grad, weight, units):
+    stack = linear_stack(units, 1)
+    check_dtype("grad", grad)
+    check_rows("grad", grad, stack.channels[1])
+    check_like("weight", weight, grad)
+    check_numel("weight", weight, stack.weight_sizes[0])
+
+
+def _check_grad_weight(grad, x, weight_shape, units):
+    stack = linear_stack(units, 1)
+    check_dtype("x", x)
+    check_rows("x", x, stack.channels[0])
+    check_linear_grad(stack, grad, x)
+    check_weight_shape(weight_shape, stack.weight_sizes[0])
 
 
 def _fake_forward(x, weight, bias, units, activation):
@@ -114,9 +146,17 @@ def _flops_grad_weight(grad_shape, x_shape, weight_shape, units, *args, **kwargs
 
 
 OPERATORS = (
-    Operator("stacked_linear", _fake_forward, _save_forward, _grad_forward, _flops_forward),
+    Operator(
+        "stacked_linear",
+        _check_forward,
+        _fake_forward,
+        _save_forward,
+        _grad_forward,
+        _flops_forward,
+    ),
     Operator(
         "stacked_linear_grad_input",
+        _check_grad_input,
         _fake_grad_input,
         _save_grad_input,
         _grad_grad_input,
@@ -124,6 +164,7 @@ OPERATORS = (
     ),
     Operator(
         "stacked_linear_grad_weight",
+        _check_grad_weight,
         _fake_grad_weight,
         _save_grad_weight,
         _grad_grad_weight,

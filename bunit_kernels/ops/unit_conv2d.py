@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..activations import activate
 from ..shuffle import unshuffled
 from ._activation_grad import activation_grad, needs_input
+from ._check import check_activations, check_conv2d, conv_stack
 from ._operator import Operator
 from ._shapes import conv_level, conv_rows, conv_size, empty_like_format
 from .conv2d import level_flops, level_gradients
@@ -32,6 +33,17 @@ def out_shape(shape, units, depth, stride, dilation):
 def _out_widths(units, depth):
     """Output channels of each unit."""
     return [widths[-1] for count, _, _, widths in conv_rows(units, depth) for _ in range(count)]
+
+
+def _check(x, weights, biases, residual, units, stride, dilation, shuffle, *names):
+    stack = conv_stack(units, len(weights))
+    check_conv2d(stack, x, weights, biases, residual, stride, dilation)
+    activation, out_activation, residual_activation = names
+    check_activations(
+        activation=activation,
+        out_activation=out_activation,
+        residual_activation=residual_activation,
+    )
 
 
 def _fake(x, weights, biases, residual, units, stride, dilation, *options):
@@ -100,4 +112,4 @@ def _flops(x_shape, weight_shapes, bias_shapes, residual, units, stride, dilatio
     return unit_flops(x_shape, units, len(weight_shapes), stride, dilation)
 
 
-OPERATORS = (Operator("stacked_unit_conv2d", _fake, _save, _backward, _flops),)
+OPERATORS = (Operator("stacked_unit_conv2d", _check, _fake, _save, _backward, _flops),)

@@ -8,9 +8,22 @@ is not kept is made again.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ._activation_grad import activation_grad
+from ._check import (
+    check_activations,
+    check_conv2d,
+    check_device,
+    check_levels,
+    check_like,
+    check_norms,
+    check_shape,
+    conv_stack,
+    refuse,
+)
 from ._operator import Operator
 from ._shapes import conv_rows, empty_like_format
 from .unit_conv2d import level_sizes, unit_flops
@@ -24,6 +37,50 @@ def _widths(units, depth):
 
 def _stats_dtype(x):
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _check_forward(
+    x, weights, gammas, betas, residual, units, stride, dilation, shuffle, eps, recompute, *names
+):
+    stack = conv_stack(units, len(weights))
+    check_conv2d(stack, x, weights, [], residual, stride, dilation)
+    check_norms(stack, x, gammas, betas)
+    refuse(x.shape[0] < 1, f"x: expected a batch of at least 1, got shape {list(x.shape)}")
+    refuse(
+        not (eps >= 0 and math.isfinite(eps)), f"eps: expected a number of at least 0, got {eps}"
+    )
+    refuse(recompute and stack.depth == 1, "recompute: expected units of 2 levels or more, got 1")
+    activation, out_activation, residual_activation = names
+    check_activations(
+        activation=activation,
+        out_activation=out_activation,
+        residual_activation=residual_activation,
+    )
+
+
+def _check_backward(
+    grad, x, weights, gammas, betas, pre_norms, stats, units, stride, dilation, shuffle, *names
+):
+    stack = conv_stack(units, len(weights))
+    sizes = check_conv2d(stack, x, weights, [], None, stride, dilation)
+    check_norms(stack, x, gammas, betas)
+    check_levels("pre_norms", pre_norms, stack.depth)
+    for level, z in enumerate(pre_norms):
+        check_like(f"pre_norms[{level}]", z, x)
+        recomputed = stack.depth > 1 and level == 0 and z.dim() == 1 and z.shape == (0,)
+        if not recomputed:
+            expected = (x.shape[0], stack.channels[level + 1], *sizes[level])
+            check_shape(f"pre_norms[{level}]", z.shape, expected)
+    check_device("stats", stats, x)
+    refuse(
+        stats.dtype != _stats_dtype(x),
+        f"stats: expected dtype {_stats_dtype(x)}, got {stats.dtype}",
+    )
+    check_shape("stats", stats.shape, (3, sum(stack.channels[1:])))
+    check_like("grad", grad, x)
+    check_shape("grad", grad.shape, (x.shape[0], stack.channels[-1], *sizes[-1]))
+    activation, out_activation = names
+    check_activations(activation=activation, out_activation=out_activation)
 
 
 def _fake_forward(
@@ -104,9 +161,17 @@ def _flops_backward(
 
 
 OPERATORS = (
-    Operator("stacked_unit_conv2d_train", _fake_forward, _save, _backward, _flops_forward),
+    Operator(
+        "stacked_unit_conv2d_train",
+        _check_forward,
+        _fake_forward,
+        _save,
+        _backward,
+        _flops_forward,
+    ),
     Operator(
         "stacked_unit_conv2d_train_backward",
+        _check_backward,
         _fake_backward,
         _save_nothing,
         _no_second_derivative,

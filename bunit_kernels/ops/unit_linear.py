@@ -17,9 +17,20 @@ import torch
 
 from ..activations import activate
 from ._activation_grad import activation_grad, needs_input
+from ._check import check_activations, check_linear, check_linear_grad, linear_stack
 from ._operator import Operator
 from ._shapes import linear_level, linear_rows
 from .linear import unit_flops
+
+
+def _check_forward(x, weights, biases, units, activation, out_activation):
+    check_linear(linear_stack(units, len(weights)), x, weights, biases)
+    check_activations(activation=activation, out_activation=out_activation)
+
+
+def _check_backward(grad, x, weights, biases, units, activation, out_activation):
+    _check_forward(x, weights, biases, units, activation, out_activation)
+    check_linear_grad(linear_stack(units, len(weights)), grad, x)
 
 
 def _fake_forward(x, weights, biases, units, activation, out_activation):
@@ -97,9 +108,12 @@ def _flops_backward(grad_shape, x_shape, weight_shapes, bias_shapes, units, *arg
 
 
 OPERATORS = (
-    Operator("stacked_unit_linear", _fake_forward, _save, _backward, _flops_forward),
+    Operator(
+        "stacked_unit_linear", _check_forward, _fake_forward, _save, _backward, _flops_forward
+    ),
     Operator(
         "stacked_unit_linear_backward",
+        _check_backward,
         _fake_backward,
         _save_nothing,
         _no_derivative,

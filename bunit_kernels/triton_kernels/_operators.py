@@ -51,4 +51,8 @@ def _importing(name: str) -> Callable:
     def kernel() -> Callable:
         return importlib.import_module(f".{MODULES[name]}", __package__).OPERATORS[name]
 
-    return lambda *args: kernel()(*args)
+    def run(*args):
+        ops.OPERATORS[name].check(*args)
+        return kernel()(*args)
+
+    return run

@@ -18,17 +18,6 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
                            const Tensor* weight, int64_t stride, int64_t dilation, Pass pass)
     : stack_(stack), level_(level), stride_(stride), x_(x), grad_(grad) {
   const int64_t count = int64_t(stack.units.size());
-  STD_TORCH_CHECK(x.c == stack.channels[level] && grad.c == stack.channels[level + 1],
-                  "channels of input and gradient do not fit the units");
-  STD_TORCH_CHECK(
-      x.n == grad.n && x.dtype == grad.dtype && (!weight || scalar_of(*weight) == x.dtype),
-      "the gradient must have the input's batch and dtype, and the weight its dtype");
-  for (const Unit& unit : stack.units) {
-    STD_TORCH_CHECK(grad.h == conv_size(x.h, unit.kernel, unit.pad, stride, dilation) &&
-                        grad.w == conv_size(x.w, unit.kernel, unit.pad, stride, dilation),
-                    "a gradient of ", grad.h, "x", grad.w, " does not fit an input of ", x.h, "x",
-                    x.w);
-  }
   group_ = units_per_item(is_interleaved(x) || is_interleaved(grad), x.dtype,
                           std::min(x.c, stack.places.empty() ? grad.c : count), count);
   group_in_ = group_channels(stack, level, group_);
@@ -41,7 +30,7 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
     PartPlan& plan = plans_.emplace_back();
     plan.part = part;
     split(plan);
-    plan.kinds.resize(size_t(stack.kinds));
+    plan.kinds.resize(size_t(stack.kinds()));
     std::vector<bool> made(plan.kinds.size());
     for (const Unit& unit : stack.units) {
       if (!made[size_t(unit.kind)]) make_kind(unit, dilation, pass, plan);
@@ -281,6 +270,7 @@ void BackwardPlan::run_typed(const UnitRange& units, const BackwardCall& whole, 
     before += plan.blocks * plan.segments;
     const int64_t bytes = plan.scratch_bytes + stage_bytes(call.lanes, plan.segments) +
                           group_ * call.sums_size * compute_size(x_.dtype);
+    check_scratch(bytes);
     const int64_t groups = (units.last - units.first + group_ - 1) / group_;
     for_each_item(plan.blocks * plan.segments * groups, [&](int64_t item) {
       const int64_t first = units.first + item % groups * group_;

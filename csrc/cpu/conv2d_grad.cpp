@@ -6,23 +6,17 @@
 #include <vector>
 
 #include "backward_plan.h"
+#include "check.h"
 
 namespace bunit {
 namespace {
-
-void check(const Stack& stack, const Tensor& grad, const std::vector<int64_t>& input_size) {
-  STD_TORCH_CHECK(input_size.size() == 4 && input_size[1] == stack.channels[0] && grad.dim() == 4 &&
-                      grad.size(1) == stack.channels[1] && grad.size(0) == input_size[0],
-                  "sizes of gradient and input do not fit the units");
-}
 
 Tensor stacked_conv2d_grad_input(const Tensor& grad, const Tensor& weight,
                                  const std::vector<int64_t>& input_size,
                                  const std::vector<int64_t>& units, int64_t stride,
                                  int64_t dilation) {
   const Stack stack = Stack::conv(units, 1);
-  check(stack, grad, input_size);
-  STD_TORCH_CHECK(weight.numel() == stack.weight_sizes[0], "the weight does not fit the units");
+  check_conv2d_grad_input(stack, grad, weight, input_size, stride, dilation);
   Tensor grad_x = new_output(grad, input_size, output_is_channels_last(grad));
   const Image in = image_of(grad_x), out = image_of(grad);
   BackwardPlan(stack, 0, in, out, &weight, stride, dilation)
@@ -35,11 +29,9 @@ std::tuple<Tensor, Tensor> stacked_conv2d_grad_weight(const Tensor& grad, const 
                                                       const std::vector<int64_t>& units,
                                                       int64_t stride, int64_t dilation) {
   const Stack stack = Stack::conv(units, 1);
-  check(stack, grad, x.sizes().vec());
+  check_conv2d_grad_weight(stack, grad, x, weight_shape, stride, dilation);
   Tensor grad_weight = new_output(x, weight_shape, false);
   Tensor grad_bias = new_output(x, {stack.channels[1]}, false);
-  STD_TORCH_CHECK(grad_weight.numel() == stack.weight_sizes[0],
-                  "the weight's shape does not fit the units");
   const Image in = image_of(x), out = image_of(grad);
   BackwardPlan(stack, 0, in, out, nullptr, stride, dilation)
       .run(stack.all(), in, out, {}, {}, &grad_weight, &grad_bias, nullptr);
@@ -51,8 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> stacked_conv2d_backward(const Tensor& grad, c
                                                            const std::vector<int64_t>& units,
                                                            int64_t stride, int64_t dilation) {
   const Stack stack = Stack::conv(units, 1);
-  check(stack, grad, x.sizes().vec());
-  STD_TORCH_CHECK(weight.numel() == stack.weight_sizes[0], "the weight does not fit the units");
+  check_conv2d_backward(stack, grad, x, weight, stride, dilation);
   Tensor grad_x = new_output(grad, x.sizes().vec(), output_is_channels_last(grad));
   Tensor grad_weight = new_output(x, weight.sizes().vec(), false);
   Tensor grad_bias = new_output(x, {stack.channels[1]}, false);

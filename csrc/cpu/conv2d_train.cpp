@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "backward_plan.h"
+#include "check.h"
 #include "forward_plan.h"
 #include "level_norm.h"
 #include "pack.h"
@@ -93,10 +94,6 @@ void for_each_channels(const Image& image, int64_t c0, int64_t c1,
   });
 }
 
-ScalarType stats_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 // A level's weight and, for its bias, a vector, with the norm after it folded into them.
 std::pair<Tensor, Tensor> fold(const Stack& level, const Tensor& weight, const LevelNorm& norm,
                                ScalarType dtype) {
@@ -123,29 +120,22 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const Text& residual_activation) {
   const int depth = int(weights.size());
   const Stack stack = Stack::conv(units, depth, shuffle);
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == stack.channels[0], "expected an input [N, ",
-                  stack.channels[0], ", H, W]");
-  STD_TORCH_CHECK(gammas.size() == weights.size() && betas.size() == weights.size(),
-                  "expected a gamma and a beta a level: ", weights.size(), " levels, ",
-                  gammas.size(), " gammas, ", betas.size(), " betas");
+  const LevelSizes sizes = check_unit_conv2d_train(stack, x, weights, gammas, betas, residual,
+                                                   stride, dilation, eps, recompute);
+  const Activation hidden = activation_of(activation, "activation");
+  const Activation last = activation_of(out_activation, "out_activation");
+  const Activation after = activation_of(residual_activation, "residual_activation");
   const bool channels_last = output_is_channels_last(x);
-  int64_t total = 0;
-  for (int l = 0; l < depth; ++l) {
-    STD_TORCH_CHECK(weights[size_t(l)].numel() == stack.weight_sizes[l] &&
-                        gammas[size_t(l)].numel() == stack.channels[l + 1] &&
-                        betas[size_t(l)].numel() == stack.channels[l + 1],
-                    "weight, gamma or beta of level ", l + 1, " does not fit the units");
-    total += stack.channels[l + 1];
-  }
+  const int64_t total = std::accumulate(stack.channels + 1, stack.channels + depth + 1, int64_t(0));
   Tensor stats = torch::stable::empty({3, total}, stats_type(x), std::nullopt, x.device());
   const Narrowed stat_values(stats);
-  STD_TORCH_CHECK(!recompute || depth > 1, "of one level nothing is recomputed");
 
   std::vector<Tensor> pre_norms;
   std::deque<LevelNorm> norms;
   int64_t first = 0;
   for (int l = 0; l < depth; ++l) {
     const size_t i = size_t(l);
+    const Size size = sizes[i + 1];
     const bool kept = l > 0 || !recompute;
     // The second level after one that was not kept begins where that one did.
     const int begin = l == 1 && recompute ? 0 : l;
@@ -163,19 +153,18 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     const ForwardPlan plan(levels, in, own, biases,
                            {.stride = begin == 0 ? stride : 1,
                             .dilation = dilation,
-                            .hidden = activation_of(activation),
+                            .hidden = hidden,
                             .pass = Pass::with_norms});
-    const Tensor z =
-        new_output(x,
-                   kept ? std::vector<int64_t>{x.size(0), channels, plan.out_h(), plan.out_w()}
-                        : std::vector<int64_t>{0},
-                   kept && channels_last);
-    Image out = kept ? image_of(z) : Image{nullptr,  scalar_of(x), x.size(0),
-                                           channels, plan.out_h(), plan.out_w()};
+    const Tensor z = new_output(
+        x,
+        kept ? std::vector<int64_t>{x.size(0), channels, size.h, size.w} : std::vector<int64_t>{0},
+        kept && channels_last);
+    Image out =
+        kept ? image_of(z) : Image{nullptr, scalar_of(x), x.size(0), channels, size.h, size.w};
     out.shuffled = shuffles;
     std::vector<Moments> moments(static_cast<size_t>(channels));
-    plan.run(levels.all(), in, out, {}, begin == 0 ? Norm{} : norms.back().norm(),
-             activation_of(activation), &moments);
+    plan.run(levels.all(), in, out, {}, begin == 0 ? Norm{} : norms.back().norm(), hidden,
+             &moments);
     pre_norms.push_back(z);
     norms.emplace_back(gammas[i], betas[i], scalar_of(x));
     for (int64_t c = 0; c < channels; ++c) {
@@ -195,16 +184,11 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
                   image_of(y),
                   {},
                   norms.back().norm(),
-                  activation_of(out_activation),
-                  activation_of(residual_activation),
+                  last,
+                  after,
                   !channels_last && goes_around_caches(image_of(y), z.size(2) * z.size(3))};
   Tensor added = y;
   if (residual) {
-    for (int i = 0; i < 4; ++i) {
-      STD_TORCH_CHECK(residual->dim() == 4 && residual->size(i) == y.size(i) &&
-                          residual->scalar_type() == y.scalar_type(),
-                      "the residual must have the output's shape and dtype");
-    }
     added = contiguous_like(*residual, channels_last);
     call.residual = image_of(added);
   }
@@ -222,31 +206,19 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     const Text& activation, const Text& out_activation) {
   const int depth = int(weights.size());
   const Stack stack = Stack::conv(units, depth, shuffle);
+  const LevelSizes sizes = check_unit_conv2d_train_backward(
+      stack, gradient, x, weights, gammas, betas, given_pre_norms, stats, stride, dilation);
   const Scalar dtype = scalar_of(x);
-  int64_t total = 0;
-  for (int l = 0; l < depth; ++l) total += stack.channels[l + 1];
-  STD_TORCH_CHECK(gammas.size() == weights.size() && betas.size() == weights.size() &&
-                      given_pre_norms.size() == weights.size(),
-                  "expected a gamma, a beta and a level's output for each of ", depth, " levels");
-  STD_TORCH_CHECK(stats.dim() == 2 && stats.size(0) >= 2 && stats.size(1) == total &&
-                      stats.scalar_type() == stats_type(x),
-                  "statistics do not fit the units");
-  for (size_t l = 0; l < weights.size(); ++l) {
-    STD_TORCH_CHECK(weights[l].numel() == stack.weight_sizes[l] &&
-                        gammas[l].numel() == stack.channels[l + 1] &&
-                        betas[l].numel() == stack.channels[l + 1],
-                    "weight, gamma or beta of level ", l + 1, " does not fit the units");
-  }
-  STD_TORCH_CHECK(gradient.sizes().vec() == given_pre_norms.back().sizes().vec() &&
-                      gradient.scalar_type() == given_pre_norms.back().scalar_type(),
-                  "the gradient does not fit the last level's output");
+  const Activation hidden = activation_of(activation, "activation");
+  const Activation final = activation_of(out_activation, "out_activation");
+  const int64_t total = std::accumulate(stack.channels + 1, stack.channels + depth + 1, int64_t(0));
   const bool channels_last = output_is_channels_last(given_pre_norms.back());
   std::deque<Stack> levels;
   for (int l = 0; l < depth; ++l) {
     levels.push_back(level_stack(units, depth, l, 1, shuffle && l == depth - 1));
   }
   std::optional<ForwardPlan> again;  // of the first level, where its output was not kept
-  if (depth > 1 && given_pre_norms[0].dim() == 1 && given_pre_norms[0].numel() == 0) {
+  if (is_recomputed(given_pre_norms)) {
     again.emplace(levels[0], image_of(x), std::vector<Tensor>{weights[0]}, std::vector<Tensor>{},
                   ConvOptions{.stride = stride, .dilation = dilation, .pass = Pass::with_norms});
   }
@@ -254,8 +226,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   std::vector<Image> zs;
   for (const Tensor& z : given_pre_norms) {
     if (again && zs.empty()) {
-      zs.push_back(dense_image(dtype, x.size(0), levels[0].channels[1], again->out_h(),
-                               again->out_w(), channels_last));
+      zs.push_back(dense_image(dtype, x.size(0), levels[0].channels[1], sizes[1].h, sizes[1].w,
+                               channels_last));
     } else {
       pre_norms.push_back(contiguous_like(z, channels_last));
       zs.push_back(image_of(pre_norms.back()));
@@ -302,9 +274,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     last_norm.set(c, stack.place(c), stat_values[i], stat_values[total + i]);
   }
   std::vector<double> parts(size_t(last.n * last.c * 2));
-  const ReduceCall reduce_call{
-      grad_out,    last, last_norm.norm(), last_norm.inv_std(), activation_of(out_activation),
-      parts.data()};
+  const ReduceCall reduce_call{grad_out, last,        last_norm.norm(), last_norm.inv_std(),
+                               final,    parts.data()};
   const auto reduce = kernels().reduce[compute_index(dtype)];
   Pool pool;
   for_each_units(stack, step, [&](const UnitRange& own) {
@@ -344,14 +315,14 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
       BackwardNorms around{};
       around.z = z;
       around.out = norms[i].norm();
-      around.out_activation = l == depth - 1 ? activation_of(out_activation) : Activation::identity;
+      around.out_activation = l == depth - 1 ? final : Activation::identity;
       around.inv_std = norms[i].inv_std();
       around.mean_g = means[i].row(0);
       around.mean_gz = means[i].row(1);
       std::optional<ImageOf> next;
       if (l > 0) {
         around.in = norms[i - 1].norm();
-        around.in_activation = activation_of(activation);
+        around.in_activation = hidden;
         around.in_inv_std = norms[i - 1].inv_std();
         next.emplace(pool, in, levels[i].first_channel(0, own.first),
                      levels[i].first_channel(0, own.last), channels_last);

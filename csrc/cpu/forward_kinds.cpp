@@ -2,6 +2,7 @@
 // at a time, and the sizes of the buffers for it.
 #include <algorithm>
 
+#include "conv_size.h"
 #include "forward_plan.h"
 
 namespace bunit {
@@ -36,8 +37,8 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
     level.reach = int(span / stride);
     level.phases = unit.kernel == 1 ? 1 : int(stride);
     level.plain = unit.kernel == 3 && stride == 1 && options_.dilation == 1;
-    level.out_h = conv_size(h, unit.kernel, unit.pad, stride, options_.dilation);
-    level.out_w = conv_size(w, unit.kernel, unit.pad, stride, options_.dilation);
+    level.out_h = conv_size<int64_t>(h, unit.kernel, unit.pad, stride, options_.dilation);
+    level.out_w = conv_size<int64_t>(w, unit.kernel, unit.pad, stride, options_.dilation);
     const bool fills_rows = kind.squares == 0 && kernels().takes_rows[compute_index(dtype_)](
                                                      level.plain, level.c_out, level.out_w);
     // All parts of the batch share weights.
@@ -49,8 +50,6 @@ void ForwardPlan::make_kind(const Unit& unit, const Image& x, PartPlan& plan) {
                      takes_winograd(level.c_in, level.c_out, x.h * x.w, options_.pass);
     level.by_rows = fills_rows && plan.part.lanes == 1 && !level.winograd;
     level.pairs = level.by_rows && pairs;
-    STD_TORCH_CHECK(level.out_h >= 1 && level.out_w >= 1, "level ", l + 1, " gets ", h, "x", w,
-                    " pixels, too few for its kernel of ", unit.kernel);
     // At stride 1 the zeros between two rows serve both as padding.
     const int64_t row = stride == 1 ? w + unit.pad : level.out_w + level.reach;
     kind.row = std::max({kind.row, row, level.out_w});

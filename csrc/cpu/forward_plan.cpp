@@ -22,13 +22,17 @@ auto tap_of(const T* weights, const Level& level) {
 
 ForwardPlan::ForwardPlan(const Stack& stack, const Image& x, const std::vector<Tensor>& weights,
                          const std::vector<Tensor>& biases, const ConvOptions& options)
-    : stack_(stack), options_(options), dtype_(x.dtype) {
+    : stack_(stack),
+      options_(options),
+      dtype_(x.dtype),
+      apart_(make_group(false)),
+      interleaved_(make_group(true)) {
   for (const Part& part : parts_of(stack, x, options.stride, options.pass)) {
     PartPlan& plan = plans_.emplace_back();
     plan.part = part;
-    plan.kinds.resize(size_t(stack.kinds));
+    plan.kinds.resize(size_t(stack.kinds()));
     plan.units.resize(stack.units.size());
-    std::vector<bool> made(size_t(stack.kinds));
+    std::vector<bool> made(size_t(stack.kinds()));
     for (size_t u = 0; u < plan.units.size(); ++u) {
       const Unit& unit = stack.units[u];
       if (!made[size_t(unit.kind)]) make_kind(unit, x, plan);
@@ -102,25 +106,30 @@ void ForwardPlan::pack(const std::vector<Tensor>& weights, const std::vector<Ten
 }
 
 // What planes in place of interleaved channels take.
-int64_t ForwardPlan::stage_bytes(const ForwardCall& call, int64_t group, int64_t segments) const {
+int64_t ForwardPlan::stage_bytes(const ForwardCall& call, const Group& group,
+                                 int64_t segments) const {
   const int64_t rows = ((call.y.h + 1) / 2 + segments - 1) / segments * 2;
   const int64_t in_rows =
       std::min(call.x.h, (rows + reach_ + 1 + 2 * stack_.depth) * options_.stride);
   const int64_t in_plane = in_rows * call.x.w * call.lanes + kPlaneGap;
   const int64_t out_plane = rows * call.y.w * call.lanes + kPlaneGap;
-  const int64_t in = group_channels(stack_, 0, group) * in_plane + 64;
-  const int64_t out = group_channels(stack_, stack_.depth, group) * out_plane + 64;
+  const int64_t in = group.ins * in_plane + 64;
+  const int64_t out = group.outs * out_plane + 64;
   const int64_t elements = (is_interleaved(call.x) ? in : 0) + (is_interleaved(call.y) ? out : 0) +
                            (is_interleaved(call.residual) ? out : 0);
   return elements * compute_size(dtype_);
 }
 
-int64_t ForwardPlan::group(const Image& x, bool interleaved) const {
-  const int64_t units = stack_.all().last;  // of a shuffled output as many channels lie together
-  return units_per_item(
-      interleaved || is_interleaved(x), x.dtype,
-      std::min(stack_.channels[0], stack_.places.empty() ? stack_.channels[stack_.depth] : units),
-      units);
+ForwardPlan::Group ForwardPlan::make_group(bool interleaved) const {
+  const int64_t count = stack_.all().last;  // of a shuffled output as many channels lie together
+  const int64_t outs = stack_.places.empty() ? stack_.channels[stack_.depth] : count;
+  const int64_t units =
+      units_per_item(interleaved, dtype_, std::min(stack_.channels[0], outs), count);
+  return {units, group_channels(stack_, 0, units), group_channels(stack_, stack_.depth, units)};
+}
+
+const ForwardPlan::Group& ForwardPlan::group_of(const Image& x, bool interleaved) const {
+  return interleaved || is_interleaved(x) ? interleaved_ : apart_;
 }
 
 void ForwardPlan::run(const UnitRange& units, const Image& x, const Image& y, const Image& residual,
@@ -157,8 +166,8 @@ void ForwardPlan::run(const UnitRange& units, const Image& x, const Image& y, co
 // Appends the moments of its items to `moments`.
 void ForwardPlan::run_part(const UnitRange& units, const PartPlan& plan, ForwardCall call,
                            std::vector<Moments>* moments) const {
-  const int64_t group = this->group(call.x, is_interleaved(call.y));
-  const int64_t groups = (units.last - units.first + group - 1) / group;
+  const Group& group = group_of(call.x, is_interleaved(call.y));
+  const int64_t groups = (units.last - units.first + group.units - 1) / group.units;
   const int64_t items = call.y.n / call.lanes;
   // Moments must not depend on the number of threads; outputs never do.
   const int64_t wanted = moments ? kItems : num_threads() == 1 ? 1 : 4 * num_threads();
@@ -175,10 +184,12 @@ void ForwardPlan::run_part(const UnitRange& units, const PartPlan& plan, Forward
   const auto forward = kernels().forward[compute_index(dtype_)];
   const int64_t staged = stage_bytes(call, group, call.segments);
   const int64_t bytes = plan.scratch_bytes + staged;
+  check_scratch(bytes);
   // Of many items some at once, unless each needs memory of its own: a call for each unit was 0.04
   // of the time of 2-4-2 at 16x16.
   const int64_t enough = items * call.segments * groups / (kManyItems * num_threads());
-  const int64_t together = staged == 0 ? std::clamp<int64_t>(enough, 1, kMostTogether) : group;
+  const int64_t together =
+      staged == 0 ? std::clamp<int64_t>(enough, 1, kMostTogether) : group.units;
   const int64_t ranges = (units.last - units.first + together - 1) / together;
   for_each_item(items * call.segments * ranges, [&](int64_t item) {
     const int64_t first = units.first + item % ranges * together;

@@ -28,12 +28,9 @@ class ForwardPlan {
   ForwardPlan(const Stack& stack, const Image& x, const std::vector<Tensor>& weights,
               const std::vector<Tensor>& biases, const ConvOptions& options);
 
-  int64_t out_h() const { return out_h_; }
-  int64_t out_w() const { return out_w_; }
-
   // How many neighbouring units an item of work takes, for outputs that are interleaved or not;
   // `run` takes as many, or a multiple, or all.
-  int64_t group(const Image& x, bool interleaved) const;
+  int64_t group(const Image& x, bool interleaved) const { return group_of(x, interleaved).units; }
 
   // Fills the units' part of y, segment by segment. `residual` may hold no data. With `in_norm` the
   // input is normalised and activated as it is loaded; with `moments`, for which the units are
@@ -50,7 +47,15 @@ class ForwardPlan {
     int64_t scratch_bytes = 0;
   };
 
+  // Units of an item of work, and the channels that these have at most.
+  struct Group {
+    int64_t units, ins, outs;
+  };
+
   static constexpr int64_t kSegmentPixels = 256;  // not worth splitting below
+
+  Group make_group(bool interleaved) const;
+  const Group& group_of(const Image& x, bool interleaved) const;
 
   // In forward_kinds.cpp.
   void make_kind(const Unit& unit, const Image& x, PartPlan& plan);
@@ -60,7 +65,7 @@ class ForwardPlan {
 
   template <class T>
   void pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases);
-  int64_t stage_bytes(const ForwardCall& call, int64_t group, int64_t segments) const;
+  int64_t stage_bytes(const ForwardCall& call, const Group& group, int64_t segments) const;
   void run_part(const UnitRange& units, const PartPlan& plan, ForwardCall call,
                 std::vector<Moments>* moments) const;
 
@@ -68,6 +73,7 @@ class ForwardPlan {
   ConvOptions options_;
   Scalar dtype_;
   int64_t out_h_ = 0, out_w_ = 0, reach_ = 0;
+  Group apart_, interleaved_;  // for images neither of which is interleaved, and for others
   std::vector<PartPlan> plans_;
   std::deque<std::vector<int64_t>> offsets_;
   std::vector<double> packed_;  // as storage: floats or doubles

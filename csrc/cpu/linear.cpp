@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backward_plan.h"
+#include "check.h"
 #include "linear_plan.h"
 #include "text.h"
 
@@ -23,31 +24,13 @@ std::vector<int64_t> with_channels(const Tensor& x, int64_t channels) {
 
 Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
-Image checked_rows(const Tensor& x, int64_t channels) {
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == channels, "expected ", channels,
-                  " features in the last dimension");
-  return rows_of(x);
-}
-
-void check_parameters(const Stack& stack, const Tensor& x, const std::vector<Tensor>& weights,
-                      const std::vector<Tensor>& biases) {
-  STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), weights.size(),
-                  " weights but ", biases.size(), " biases");
-  for (size_t l = 0; l < weights.size(); ++l) {
-    STD_TORCH_CHECK(weights[l].numel() == stack.weight_sizes[l] &&
-                        weights[l].scalar_type() == x.scalar_type() &&
-                        (biases.empty() || biases[l].numel() == stack.channels[l + 1]),
-                    "weight or bias of level ", l + 1, " does not fit the units");
-  }
-}
-
-Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
+Tensor run(Form form, const Tensor& input, const std::vector<Tensor>& weights,
            const std::vector<Tensor>& biases, const std::vector<int64_t>& units, Activation hidden,
            Activation out) {
   const Stack stack = Stack::linear(units, int64_t(weights.size()));
+  check_linear(stack, form, input, weights, biases);
   const Tensor x = dense(input);
-  const Image in = checked_rows(x, stack.channels[0]);
-  check_parameters(stack, x, weights, biases);
+  const Image in = rows_of(x);
   const Tensor y = new_output(x, with_channels(x, stack.channels[stack.depth]), false);
   if (in.h > 0) LinearPlan(stack, in, weights, biases, hidden, out).forward(in, rows_of(y));
   return y;
@@ -57,13 +40,15 @@ Tensor stacked_linear(const Tensor& x, const Tensor& weight, const std::optional
                       const std::vector<int64_t>& units, const Text& activation) {
   std::vector<Tensor> biases;
   if (bias) biases.push_back(*bias);
-  return run(x, {weight}, biases, units, Activation::identity, activation_of(activation));
+  return run(Form::level, x, {weight}, biases, units, Activation::identity,
+             activation_of(activation, "activation"));
 }
 
 Tensor stacked_unit_linear(const Tensor& x, const std::vector<Tensor>& weights,
                            const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
                            const Text& activation, const Text& out_activation) {
-  return run(x, weights, biases, units, activation_of(activation), activation_of(out_activation));
+  return run(Form::units, x, weights, biases, units, activation_of(activation, "activation"),
+             activation_of(out_activation, "out_activation"));
 }
 
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear_backward(
@@ -71,18 +56,17 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear
     const std::vector<Tensor>& biases, const std::vector<int64_t>& units, const Text& activation,
     const Text& out_activation) {
   const Stack stack = Stack::linear(units, int64_t(weights.size()));
+  check_unit_linear_backward(stack, gradient, input, weights, biases);
+  const Activation hidden = activation_of(activation, "activation");
+  const Activation last = activation_of(out_activation, "out_activation");
   const Tensor grad = dense(gradient), x = dense(input);
-  const Image out = checked_rows(grad, stack.channels[stack.depth]);
-  const Image in = checked_rows(x, stack.channels[0]);
-  check_parameters(stack, x, weights, biases);
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && out.h == in.h,
-                  "the output's gradient does not fit the input");
+  const Image out = rows_of(grad), in = rows_of(x);
   const Tensor grad_x = new_output(x, x.sizes().vec(), false);
   std::vector<Tensor> grad_weights, grad_biases;
   for (const Tensor& w : weights) grad_weights.push_back(new_output(w, w.sizes().vec(), false));
   for (const Tensor& b : biases) grad_biases.push_back(new_output(x, b.sizes().vec(), false));
   if (in.h > 0) {
-    LinearPlan(stack, in, weights, biases, activation_of(activation), activation_of(out_activation))
+    LinearPlan(stack, in, weights, biases, hidden, last)
         .backward(in, out, rows_of(grad_x), grad_weights, grad_biases);
   } else {
     for (Tensor& g : grad_weights) torch::stable::zero_(g);
@@ -94,9 +78,9 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear
 Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
                                  const std::vector<int64_t>& units) {
   const Stack stack = Stack::linear(units, 1);
+  check_linear_grad_input(stack, gradient, weight);
   const Tensor grad = dense(gradient);
-  const Image out = checked_rows(grad, stack.channels[1]);
-  STD_TORCH_CHECK(weight.numel() == stack.weight_sizes[0], "the weight does not fit the units");
+  const Image out = rows_of(grad);
   const Tensor grad_x = new_output(grad, with_channels(grad, stack.channels[0]), false);
   if (out.h > 0) {
     const Image in = rows_of(grad_x);
@@ -110,13 +94,11 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
                                                       const std::vector<int64_t>& weight_shape,
                                                       const std::vector<int64_t>& units) {
   const Stack stack = Stack::linear(units, 1);
+  check_linear_grad_weight(stack, gradient, input, weight_shape);
   const Tensor grad = dense(gradient), x = dense(input);
-  const Image out = checked_rows(grad, stack.channels[1]);
-  const Image in = checked_rows(x, stack.channels[0]);
+  const Image out = rows_of(grad), in = rows_of(x);
   Tensor grad_weight = new_output(x, weight_shape, false);
   Tensor grad_bias = new_output(x, {stack.channels[1]}, false);
-  STD_TORCH_CHECK(grad_weight.numel() == stack.weight_sizes[0],
-                  "the weight's shape does not fit the units");
   if (in.h > 0) {
     BackwardPlan(stack, 0, in, out, nullptr, 1, 1)
         .run(stack.all(), in, out, {}, {}, &grad_weight, &grad_bias, nullptr);

@@ -107,6 +107,7 @@ LinearPlan::Memory LinearPlan::wide_memory(const Stack& stack, int64_t lanes) co
 }
 
 void LinearPlan::run() {
+  check_scratch(scratch_bytes_);
   const int type = compute_index(call_.x.dtype);
   const auto linear = wide_ ? kernels().wide_linear[type] : kernels().linear[type];
   const int64_t count = int64_t(units_.size());

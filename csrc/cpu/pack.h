@@ -14,7 +14,6 @@
 namespace bunit {
 
 constexpr int kChannelBlock = 4;  // kBlock of kernels/conv_flat.h
-static_assert(kMaxDepth == kLevels);
 
 inline int64_t round_up(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
@@ -37,8 +36,7 @@ inline int64_t padded_plane(int64_t elements, int64_t lanes) {
 // Vectors by which planes may be shifted to align them (with_aligned of kernels/planes.h).
 constexpr int64_t kPlanesApart = 2;
 
-// Whether the channels of an image, which needs no data yet, lie next to each other (mirrors
-// is_interleaved of kernels/stage.h).
+// Whether the channels of an image, which needs no data yet, lie next to each other.
 inline bool is_interleaved(const Image& image) {
   return image.stride_c == 1 && image.c > 1 && image.h * image.w > 1;
 }

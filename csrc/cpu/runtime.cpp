@@ -13,6 +13,9 @@
 #include <string>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
@@ -72,6 +75,7 @@ struct Scratch {
   ~Scratch() { release(); }
 };
 
+constexpr int64_t kMaxScratch = int64_t(4) << 30;
 constexpr int64_t kAroundBytes = int64_t(16) << 20;
 
 // Whether the page in the middle of `bytes` of memory is there, or yet to be made.
@@ -97,13 +101,38 @@ int64_t largest_cache() {
 #endif
 }
 
+// Non-temporal stores are not ordered by what else tells another thread that they are done.
+void finish_stores() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+bool wants_huge_pages() {
+  const char* wanted = std::getenv("BUNIT_HUGE_PAGES");
+  STD_TORCH_CHECK(!wanted || !std::strcmp(wanted, "0") || !std::strcmp(wanted, "1"),
+                  "environment variable BUNIT_HUGE_PAGES=", wanted, ": expected 0 or 1");
+  return !wanted || wanted[0] == '1';
+}
+
 std::string cpu_isa() { return kernels().isa; }
+
+std::string activation_names() {
+  std::string names;
+  for (const char* name : kActivationNames) names += std::string(names.empty() ? "" : " ") + name;
+  return names;
+}
 
 }  // namespace
 
 const Kernels& kernels() {
   static const Kernels& table = choose();
   return table;
+}
+
+void check_scratch(int64_t bytes) {
+  STD_TORCH_CHECK(bytes >= 0 && bytes <= kMaxScratch, "units, x: these sizes take ", bytes,
+                  " bytes of working memory a thread, expected at most ", kMaxScratch);
 }
 
 void* scratch(int64_t bytes) {
@@ -117,6 +146,7 @@ void for_each_item(int64_t count, const std::function<void(int64_t)>& body) {
   const int64_t threads = std::min(count, num_threads());
   if (threads <= 1) {
     for (int64_t item = 0; item < count; ++item) body(item);
+    finish_stores();
     return;
   }
   // Each thread begins with a share of its own, the same in every call: what one left in its cache
@@ -143,13 +173,15 @@ void for_each_item(int64_t count, const std::function<void(int64_t)>& body) {
         }
       }
     }
+    finish_stores();
   });
 }
 
 void advise_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = uintptr_t(1) << 21;
-  if (bytes < int64_t(4 * kHuge)) return;
+  static const bool wanted = wants_huge_pages();
+  if (!wanted || bytes < int64_t(4 * kHuge)) return;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) & ~(kHuge - 1);
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) & ~(kHuge - 1);
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
@@ -170,8 +202,12 @@ bool goes_around_caches(const Image& out, int64_t piece) {
 
 }  // namespace bunit
 
-STABLE_TORCH_LIBRARY_FRAGMENT(bunit_kernels, m) { m.def("cpu_isa() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(bunit_kernels, m) {
+  m.def("cpu_isa() -> str");
+  m.def("activation_names() -> str");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(bunit_kernels, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&bunit::cpu_isa));
+  m.impl("activation_names", TORCH_BOX(&bunit::activation_names));
 }

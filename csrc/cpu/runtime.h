@@ -11,17 +11,24 @@ namespace bunit {
 // The widest kernels that this processor runs; BUNIT_CPU_ISA=generic|avx2|avx512 asks for others.
 const Kernels& kernels();
 
+// Refuses work of which a thread would need more than 4 GiB of scratch memory, such as a large
+// kernel over a padding of tens of thousands of pixels.
+void check_scratch(int64_t bytes);
+
 // At least `bytes` of this thread's own, aligned to a cache line, kept between calls.
 void* scratch(int64_t bytes);
 
 // Runs body(item) for every item of [0, count) on all threads. Threads take the next items when
-// they are done with theirs, so that one that is held up does not hold up all.
+// they are done with theirs, so that one that is held up does not hold up all. What a thread has
+// written, around the caches too, is written before its part ends.
 void for_each_item(int64_t count, const std::function<void(int64_t)>& body);
 
 int64_t num_threads();
 
 // Asks for huge pages for a large fresh output: its first touch then costs one page fault every
-// 2 MiB instead of one every 4 KiB, which otherwise takes longer than the computation.
+// 2 MiB instead of one every 4 KiB, which otherwise takes longer than the computation. Only those
+// that lie in [data, data + bytes) as a whole are asked for, of outputs of 8 MiB or more, and none
+// with the environment variable BUNIT_HUGE_PAGES=0.
 void advise_huge_pages(void* data, int64_t bytes);
 
 // Whether an output, written in pieces of `piece` elements, is better written around the caches,

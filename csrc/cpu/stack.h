@@ -3,6 +3,7 @@
 
 #include <torch/headeronly/util/Exception.h>
 
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -10,7 +11,12 @@
 
 namespace bunit {
 
-constexpr int kMaxDepth = 8;
+// What the kernels take. Within these bounds nothing that they compute with ints is past 2^31.
+constexpr int kMaxDepth = kLevels;
+constexpr int64_t kMaxUnits = int64_t(1) << 20;
+constexpr int64_t kMaxKernel = (1 << 15) - 1;  // and padding
+constexpr int64_t kMaxInt = (int64_t(1) << 31) - 1;
+constexpr int64_t kMaxElements = int64_t(1) << 62;  // of a level's weight
 
 // One unit: its shape, and where its channels and weights begin in each level.
 struct Unit {
@@ -29,8 +35,8 @@ struct UnitRange {
 
 struct Stack {
   int depth = 0;
-  int kinds = 0;
   std::vector<Unit> units;
+  std::vector<int64_t> first_of_kind;  // unit
   std::vector<int64_t>
       places;  // of the last level's channels in a shuffled output; empty if none is
   int64_t channels[kMaxDepth + 1] = {};  // all units together
@@ -46,6 +52,8 @@ struct Stack {
   static Stack linear(const std::vector<int64_t>& rows, int64_t depth) {
     return {rows, depth, false};
   }
+
+  int64_t kinds() const { return int64_t(first_of_kind.size()); }
 
   UnitRange all() const { return {0, int64_t(units.size())}; }
 
@@ -74,46 +82,97 @@ struct Stack {
   }
 
  private:
-  // Round robin (mirrors round_robin in bunit_kernels/shuffle.py).
+  // Round robin: all units' first channels, all units' second ones, and so on.
   void find_places() {
     places.resize(size_t(channels[depth]));
-    for (int64_t c = 0, place = 0; place < channels[depth]; ++c) {
-      for (const Unit& unit : units) {
-        if (c < unit.widths[depth]) places[size_t(unit.channels[depth] + c)] = place++;
-      }
+    std::vector<const Unit*> left;  // with channels yet to be placed
+    for (const Unit& unit : units) left.push_back(&unit);
+    for (int64_t c = 0, place = 0; !left.empty(); ++c) {
+      std::erase_if(left, [&](const Unit* unit) { return c >= unit->widths[depth]; });
+      for (const Unit* unit : left) places[size_t(unit->channels[depth] + c)] = place++;
     }
   }
 
-  Stack(const std::vector<int64_t>& rows, int64_t depth, bool conv) : depth(int(depth)) {
-    STD_TORCH_CHECK(depth >= 1 && depth <= kMaxDepth, "units of 1 to ", kMaxDepth, " levels, got ",
-                    depth);
+  Stack(const std::vector<int64_t>& rows, int64_t levels, bool conv) {
+    STD_TORCH_CHECK(levels >= 1 && levels <= kMaxDepth, "weights: expected 1 to ", kMaxDepth,
+                    " tensors, one a level, got ", levels);
+    depth = int(levels);
     const size_t head = conv ? 3 : 1;
     const size_t step = head + size_t(depth) + 1;
-    STD_TORCH_CHECK(!rows.empty() && rows.size() % step == 0, "rows of ", step,
-                    " ints describe units, got ", rows.size(), " ints");
+    STD_TORCH_CHECK(!rows.empty() && rows.size() % step == 0, "units: expected rows of ", step,
+                    " ints (count, ", conv ? "kernel, padding, " : "", depth + 1, " widths) for ",
+                    depth, " levels, got ", rows.size(), " ints");
+    KindTable table(rows.size() / step);
     for (size_t i = 0; i < rows.size(); i += step) {
-      Unit unit{};
-      unit.kernel = conv ? int(rows[i + 1]) : 1;
-      unit.pad = conv ? int(rows[i + 2]) : 0;
-      STD_TORCH_CHECK(rows[i] >= 1 && unit.kernel >= 1 && unit.pad >= 0, "a row has count ",
-                      rows[i], ", kernel ", unit.kernel, ", pad ", unit.pad);
-      for (int64_t l = 0; l <= depth; ++l) {
-        unit.widths[l] = int(rows[i + head + size_t(l)]);
-        STD_TORCH_CHECK(unit.widths[l] >= 1, "a unit has width ", unit.widths[l]);
-      }
-      unit.kind = find_kind(unit);
+      Unit unit = checked_unit(rows, i, conv);
+      unit.kind = table.find(unit, *this);
+      if (unit.kind == kinds()) first_of_kind.push_back(int64_t(units.size()));
       for (int64_t n = 0; n < rows[i]; ++n) append(unit);
     }
   }
 
-  int find_kind(const Unit& unit) {
-    for (const Unit& other : units) {
-      bool same = other.kernel == unit.kernel && other.pad == unit.pad;
-      for (int l = 0; l <= depth; ++l) same = same && other.widths[l] == unit.widths[l];
-      if (same) return other.kind;
+  // The unit of the row at `i`, which together with the rows before is within the bounds.
+  Unit checked_unit(const std::vector<int64_t>& rows, size_t i, bool conv) const {
+    const int64_t count = rows[i], kernel = conv ? rows[i + 1] : 1, pad = conv ? rows[i + 2] : 0;
+    STD_TORCH_CHECK(count >= 1 && count <= kMaxUnits - int64_t(units.size()),
+                    "units: expected a count of at least 1 and at most ", kMaxUnits,
+                    " units together, got a row of ", count);
+    STD_TORCH_CHECK(kernel >= 1 && kernel <= kMaxKernel, "units: expected a kernel of 1 to ",
+                    kMaxKernel, ", got ", kernel);
+    STD_TORCH_CHECK(pad >= 0 && pad <= kMaxKernel, "units: expected a padding of 0 to ", kMaxKernel,
+                    ", got ", pad);
+    Unit unit{};
+    unit.kernel = int(kernel);
+    unit.pad = int(pad);
+    const int64_t area = kernel * kernel;
+    for (int l = 0; l <= depth; ++l) {
+      const int64_t width = rows[i + (conv ? 3 : 1) + size_t(l)];
+      STD_TORCH_CHECK(width >= 1 && width <= kMaxInt, "units: expected widths of 1 to ", kMaxInt,
+                      ", got ", width);
+      STD_TORCH_CHECK(width * area <= kMaxInt && channels[l] + count * width <= kMaxInt,
+                      "units: more than ", kMaxInt,
+                      " channels on a side, or taps of a channel, in "
+                      "a row of count ",
+                      count, ", kernel ", kernel, ", width ", width);
+      unit.widths[l] = int(width);
+      if (l == 0) continue;
+      const int64_t block = unit.widths[l - 1] * area * width;
+      STD_TORCH_CHECK(block <= (kMaxElements - weight_sizes[l - 1]) / count,
+                      "units: the weight of level ", l, " has more than 2^62 elements");
     }
-    return kinds++;
+    return unit;
   }
+
+  // Kinds by their shape, hashed: a layer may have as many as it has rows.
+  class KindTable {
+   public:
+    explicit KindTable(size_t rows) : slots_(std::bit_ceil(2 * rows), -1) {}
+
+    // The kind of a unit, or a new one.
+    int find(const Unit& unit, const Stack& stack) {
+      uint64_t hash = uint64_t(unit.kernel) * 31 + uint64_t(unit.pad);
+      for (int l = 0; l <= stack.depth; ++l) {
+        hash = (hash ^ uint64_t(unit.widths[l])) * 0x9E3779B97F4A7C15u;
+        hash ^= hash >> 32;
+      }
+      for (size_t at = hash;; ++at) {
+        int& kind = slots_[at & (slots_.size() - 1)];
+        if (kind < 0) return kind = int(stack.kinds());
+        if (same_shape(unit, stack.units[size_t(stack.first_of_kind[size_t(kind)])], stack.depth)) {
+          return kind;
+        }
+      }
+    }
+
+   private:
+    static bool same_shape(const Unit& a, const Unit& b, int depth) {
+      bool same = a.kernel == b.kernel && a.pad == b.pad;
+      for (int l = 0; l <= depth; ++l) same = same && a.widths[l] == b.widths[l];
+      return same;
+    }
+
+    std::vector<int> slots_;
+  };
 
   void append(Unit unit) {
     for (int l = 0; l <= depth; ++l) {
@@ -127,10 +186,5 @@ struct Stack {
     units.push_back(unit);
   }
 };
-
-// Output size of one level along one axis (mirrors conv_size in bunit_kernels/ops/_shapes.py).
-inline int64_t conv_size(int64_t size, int64_t k, int64_t pad, int64_t stride, int64_t dilation) {
-  return (size + 2 * pad - dilation * (k - 1) - 1) / stride + 1;
-}
 
 }  // namespace bunit

@@ -5,6 +5,7 @@
 
 #include <tuple>
 
+#include "check.h"
 #include "cuda/activate.h"
 #include "cuda/level_conv.h"
 #include "cuda/level_grad_weight.h"
@@ -29,24 +30,12 @@ std::vector<Array> arrays_of(const std::vector<Tensor>& tensors) {
   return arrays;
 }
 
-void check_rows(const Tensor& x, int64_t channels) {
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == channels, "expected ", channels,
-                  " features in the last dimension");
-}
-
 // Weights and biases of a stack's levels, dense and of the rows' dtype; fills the pointers.
-std::vector<Tensor> dense_parameters(const Stack& stack, const Tensor& x,
-                                     const std::vector<Tensor>& weights,
+std::vector<Tensor> dense_parameters(const Tensor& x, const std::vector<Tensor>& weights,
                                      const std::vector<Tensor>& biases, const void** weight_data,
                                      const void** bias_data) {
-  STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), weights.size(),
-                  " weights but ", biases.size(), " biases");
   std::vector<Tensor> held;
   for (size_t l = 0; l < weights.size(); ++l) {
-    STD_TORCH_CHECK(weights[l].numel() == stack.weight_sizes[l] &&
-                        weights[l].scalar_type() == x.scalar_type() &&
-                        (biases.empty() || biases[l].numel() == stack.channels[l + 1]),
-                    "weight or bias of level ", l + 1, " does not fit the units");
     held.push_back(dense(weights[l]));
     weight_data[l] = held.back().const_data_ptr();
     if (biases.empty()) continue;
@@ -74,20 +63,19 @@ Tensor run_level(const Layer& layer, int l, const Tensor& from, const void* weig
   return to;
 }
 
-Tensor run(const Tensor& input, const std::vector<Tensor>& weights,
+Tensor run(Form form, const Tensor& input, const std::vector<Tensor>& weights,
            const std::vector<Tensor>& biases, const std::vector<int64_t>& units, Activation hidden,
            Activation out) {
   const auto layer = linear_layer(units, int64_t(weights.size()));
   const Stack& stack = layer->stack;
+  check_linear(stack, form, input, weights, biases);
   const Tensor x = dense(input);
-  check_rows(x, stack.channels[0]);
   UnitForwardCall call{};
   call.depth = stack.depth;
   call.stride = call.dilation = 1;
   call.hidden = hidden;
   call.out = out;
-  const std::vector<Tensor> held =
-      dense_parameters(stack, x, weights, biases, call.weights, call.biases);
+  const std::vector<Tensor> held = dense_parameters(x, weights, biases, call.weights, call.biases);
   Tensor y = new_like(x, with_channels(x, stack.channels[stack.depth]), false);
   if (y.numel() == 0) return y;
   const OnDevice device(x);
@@ -108,24 +96,23 @@ Tensor stacked_linear(const Tensor& x, const Tensor& weight, const std::optional
                       const std::vector<int64_t>& units, const Text& activation) {
   std::vector<Tensor> biases;
   if (bias) biases.push_back(*bias);
-  return run(x, {weight}, biases, units, Activation::identity, activation_of(activation));
+  return run(Form::level, x, {weight}, biases, units, Activation::identity,
+             activation_of(activation, "activation"));
 }
 
 Tensor stacked_unit_linear(const Tensor& x, const std::vector<Tensor>& weights,
                            const std::vector<Tensor>& biases, const std::vector<int64_t>& units,
                            const Text& activation, const Text& out_activation) {
-  return run(x, weights, biases, units, activation_of(activation), activation_of(out_activation));
+  return run(Form::units, x, weights, biases, units, activation_of(activation, "activation"),
+             activation_of(out_activation, "out_activation"));
 }
 
 Tensor stacked_linear_grad_input(const Tensor& gradient, const Tensor& weight,
                                  const std::vector<int64_t>& units) {
   const auto layer = linear_layer(units, 1);
   const Stack& stack = layer->stack;
+  check_linear_grad_input(stack, gradient, weight);
   const Tensor grad = dense(gradient), dense_weight = dense(weight);
-  check_rows(grad, stack.channels[1]);
-  STD_TORCH_CHECK(
-      weight.numel() == stack.weight_sizes[0] && weight.scalar_type() == grad.scalar_type(),
-      "the weight does not fit the units or the gradient's dtype");
   if (grad.numel() == 0) return new_like(grad, with_channels(grad, stack.channels[0]), false);
   const OnDevice device(grad);
   return run_level(*layer, 0, grad, dense_weight.const_data_ptr(), nullptr, Activation::identity,
@@ -146,14 +133,10 @@ std::tuple<Tensor, Tensor> stacked_linear_grad_weight(const Tensor& gradient, co
                                                       const std::vector<int64_t>& units) {
   const auto layer = linear_layer(units, 1);
   const Stack& stack = layer->stack;
+  check_linear_grad_weight(stack, gradient, input, weight_shape);
   const Tensor grad = dense(gradient), x = dense(input);
-  check_rows(grad, stack.channels[1]);
-  check_rows(x, stack.channels[0]);
   Tensor grad_weight = new_like(x, weight_shape, false);
   Tensor grad_bias = new_like(x, {stack.channels[1]}, false);
-  STD_TORCH_CHECK(
-      grad_weight.numel() == stack.weight_sizes[0] && grad.scalar_type() == x.scalar_type(),
-      "the weight's shape or the gradient's dtype does not fit");
   const OnDevice device(x);
   run_level_grad_weight(*layer, 0, grad, x, array_of(grad_weight), array_of(grad_bias), device);
   return {grad_weight, grad_bias};
@@ -198,20 +181,16 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_unit_linear
     const Text& out_activation) {
   const auto layer = linear_layer(units, int64_t(weights.size()));
   const Stack& stack = layer->stack;
+  check_unit_linear_backward(stack, gradient, input, weights, biases);
   const Tensor grad = dense(gradient), x = dense(input);
-  check_rows(grad, stack.channels[stack.depth]);
-  check_rows(x, stack.channels[0]);
   const int64_t rows = x.numel() / stack.channels[0];
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && rows < (int64_t(1) << 31) &&
-                      grad.numel() == rows * stack.channels[stack.depth],
-                  "the output's gradient does not fit the input, or more than 2^31 rows");
+  STD_TORCH_CHECK(rows <= kMaxInt, "x: expected at most ", kMaxInt, " rows, got ", rows);
   UnitLinearBackwardCall call{};
   call.rows = int(rows);
   call.depth = stack.depth;
-  call.hidden = activation_of(activation);
-  call.out = activation_of(out_activation);
-  const std::vector<Tensor> held =
-      dense_parameters(stack, x, weights, biases, call.weights, call.biases);
+  call.hidden = activation_of(activation, "activation");
+  call.out = activation_of(out_activation, "out_activation");
+  const std::vector<Tensor> held = dense_parameters(x, weights, biases, call.weights, call.biases);
   Tensor grad_x = new_like(x, x.sizes().vec(), false);
   std::vector<Tensor> grad_weights, grad_biases;
   for (const Tensor& w : weights) grad_weights.push_back(new_like(w, w.sizes().vec(), false));

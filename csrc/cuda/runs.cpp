@@ -57,9 +57,9 @@ Kind kind_of(const Unit& unit, int level, int depth) {
 WorkList work_list(const Stack& stack, int level, int depth, const Prepare& prepare) {
   const std::vector<Piece> pieces = pieces_of(stack);
   WorkList list;
-  list.kinds.resize(size_t(stack.kinds));
-  list.units.resize(size_t(stack.kinds));
-  std::vector<int> longest(size_t(stack.kinds));
+  list.kinds.resize(size_t(stack.kinds()));
+  list.units.resize(size_t(stack.kinds()));
+  std::vector<int> longest(size_t(stack.kinds()));
   for (const Piece& piece : pieces) {
     const size_t k = size_t(piece.kind);
     list.kinds[k] = kind_of(*piece.first, level, depth);
@@ -68,20 +68,20 @@ WorkList work_list(const Stack& stack, int level, int depth, const Prepare& prep
   }
   for (size_t k = 0; k < list.kinds.size(); ++k) prepare(list.kinds[k], longest[k]);
 
-  std::vector<int> places;  // of kinds in the last launch's table
-  int kinds = Runs::kMaxKinds;
+  std::vector<int> places(list.kinds.size(), -1);  // of kinds in the last launch's table
+  std::vector<int> placed;                         // kinds that are in it
   for (const Piece& piece : pieces) {
-    const bool placed = !places.empty() && places[size_t(piece.kind)] >= 0;
+    int& place = places[size_t(piece.kind)];
     if (list.launches.empty() || list.launches.back().count == Runs::kMaxRuns ||
-        (!placed && kinds == Runs::kMaxKinds)) {
+        (place < 0 && placed.size() == Runs::kMaxKinds)) {
       list.launches.push_back({});
-      places.assign(list.kinds.size(), -1);
-      kinds = 0;
+      for (int kind : placed) places[size_t(kind)] = -1;
+      placed.clear();
     }
     Runs& runs = list.launches.back();
-    int& place = places[size_t(piece.kind)];
     if (place < 0) {
-      place = kinds++;
+      place = int(placed.size());
+      placed.push_back(piece.kind);
       runs.kinds[place] = list.kinds[size_t(piece.kind)];
     }
     if (runs.count % Runs::kStep == 0) {

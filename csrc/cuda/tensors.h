@@ -53,7 +53,8 @@ class OnDevice : public Context {
 inline Array array_of(const Tensor& t) { return {t.mutable_data_ptr(), t.numel()}; }
 
 inline void check_unshuffled(bool shuffle) {
-  STD_TORCH_CHECK(!shuffle, "shuffle is for the CPU: outputs of CUDA kernels are shuffled after");
+  STD_TORCH_CHECK(!shuffle,
+                  "shuffle: expected false, got true: outputs of CUDA kernels are shuffled after");
 }
 
 inline View view_of(const Tensor& t) {

@@ -28,6 +28,7 @@
 
 #include <tuple>
 
+#include "check.h"
 #include "cuda/level_backward.h"
 #include "cuda/level_conv.h"
 #include "cuda/level_grad_weight.h"
@@ -46,9 +47,6 @@ class Norms {
       : stats_(static_cast<float*>(stats.mutable_data_ptr())), total_(stats.size(1)) {
     int64_t first = 0;
     for (int l = 0; l < stack.depth; ++l) {
-      STD_TORCH_CHECK(gammas[size_t(l)].numel() == stack.channels[l + 1] &&
-                          betas[size_t(l)].numel() == stack.channels[l + 1],
-                      "gamma or beta of level ", l + 1, " does not fit the units");
       gammas_.push_back(as_float(gammas[size_t(l)]));
       betas_.push_back(as_float(betas[size_t(l)]));
       firsts_.push_back(first);
@@ -78,15 +76,16 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
     bool recompute, const Text& activation, const Text& out_activation,
     const Text& residual_activation) {
   check_unshuffled(shuffle);
-  STD_TORCH_CHECK(!recompute, "recompute is for the CPU: CUDA kernels keep what they made");
+  STD_TORCH_CHECK(!recompute,
+                  "recompute: expected false, got true: CUDA kernels keep what they made");
   const int depth = int(weights.size());
   const auto layer = conv_layer(units, depth);
   const Stack& stack = layer->stack;
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == stack.channels[0], "expected an input [N, ",
-                  stack.channels[0], ", H, W]");
-  STD_TORCH_CHECK(gammas.size() == weights.size() && betas.size() == weights.size(),
-                  "expected a gamma and a beta a level: ", weights.size(), " levels, ",
-                  gammas.size(), " gammas, ", betas.size(), " betas");
+  const LevelSizes sizes = check_unit_conv2d_train(stack, x, weights, gammas, betas, residual,
+                                                   stride, dilation, eps, recompute);
+  const Activation hidden = activation_of(activation, "activation");
+  const Activation last = activation_of(out_activation, "out_activation");
+  const Activation after = activation_of(residual_activation, "residual_activation");
   const OnDevice device(x);
   const bool channels_last = output_is_channels_last(x);
   int64_t total = 0;
@@ -96,24 +95,18 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
 
   std::vector<Tensor> pre_norms;
   for (int l = 0; l < depth; ++l) {
-    const Tensor& weight = weights[size_t(l)];
-    STD_TORCH_CHECK(
-        weight.numel() == stack.weight_sizes[l] && weight.scalar_type() == x.scalar_type(),
-        "the weight of level ", l + 1, " does not fit the units or the input's dtype");
-    const Tensor dense_weight = dense(weight);
+    const Tensor dense_weight = dense(weights[size_t(l)]);
     LevelConvCall call{};
     call.x.view = view_of(l == 0 ? x : pre_norms.back());
     if (l > 0) {
       call.x.norm = norms.norm(l - 1);
-      call.x.activation = activation_of(activation);
+      call.x.activation = hidden;
     }
     call.stride = l == 0 ? int(stride) : 1;
     call.dilation = int(dilation);
-    const Unit& unit = stack.units.front();
-    const int64_t h = conv_size(call.x.view.h, unit.kernel, unit.pad, call.stride, dilation);
-    const int64_t w = conv_size(call.x.view.w, unit.kernel, unit.pad, call.stride, dilation);
-    STD_TORCH_CHECK(h >= 1 && w >= 1 && x.size(0) >= 1, "level ", l + 1, " has no pixels");
-    pre_norms.push_back(new_like(x, {x.size(0), stack.channels[l + 1], h, w}, channels_last));
+    const Size size = sizes[size_t(l) + 1];
+    pre_norms.push_back(
+        new_like(x, {x.size(0), stack.channels[l + 1], size.h, size.w}, channels_last));
     call.y = view_of(pre_norms.back());
     call.weight = dense_weight.const_data_ptr();
     const int64_t parts = level_conv_parts(*layer, l, call);
@@ -126,17 +119,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train(
 
   const Tensor& z = pre_norms.back();
   const Tensor y = new_like(x, {z.size(0), z.size(1), z.size(2), z.size(3)}, channels_last);
-  View added{};
-  if (residual) {
-    for (int i = 0; i < 4; ++i) {
-      STD_TORCH_CHECK(residual->dim() == 4 && residual->size(i) == y.size(i) &&
-                          residual->scalar_type() == y.scalar_type(),
-                      "the residual must have the output's shape and dtype");
-    }
-    added = view_of(*residual);
-  }
-  apply_norm(view_of(z), view_of(y), added, norms.norm(depth - 1), activation_of(out_activation),
-             activation_of(residual_activation), device);
+  const View added = residual ? view_of(*residual) : View{};
+  apply_norm(view_of(z), view_of(y), added, norms.norm(depth - 1), last, after, device);
   return {y, pre_norms, stats};
 }
 
@@ -175,6 +159,13 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   const int depth = int(weights.size());
   const auto layer = conv_layer(units, depth);
   const Stack& stack = layer->stack;
+  check_unit_conv2d_train_backward(stack, gradient, x, weights, gammas, betas, pre_norms,
+                                   given_stats, stride, dilation);
+  STD_TORCH_CHECK(!is_recomputed(pre_norms),
+                  "pre_norms[0]: expected the first level's output, "
+                  "got an empty tensor: recompute is for the CPU");
+  const Activation hidden = activation_of(activation, "activation");
+  const Activation final = activation_of(out_activation, "out_activation");
   const OnDevice device(x);
   const Tensor stats = as_float(given_stats);
   const Norms norms(stack, gammas, betas, stats);
@@ -189,7 +180,6 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
   };
 
   const int last = depth - 1;
-  const Activation final = activation_of(out_activation);
   sum_grads(view_of(gradient), view_of(pre_norms.back()), norms.norm(last), final, norm_grads(last),
             device);
   Tensor grad = gradient;
@@ -212,7 +202,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> train_backward(
     NormGrads before{};
     if (l > 0) {
       call.x.norm = norms.norm(l - 1);
-      call.x.activation = activation_of(activation);
+      call.x.activation = hidden;
       before = norm_grads(l - 1);
     }
     call.grad_x = view_of(grad_in);

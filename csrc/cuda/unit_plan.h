@@ -1,6 +1,7 @@
 // How a launch of unit_forward is cut into blocks, and where things lie in a block's shared memory.
 #pragma once
 
+#include "conv_size.h"
 #include "cuda/divider.h"
 #include "cuda/layer.h"
 #include "cuda/unit_forward.h"
@@ -66,7 +67,7 @@ __host__ __device__ inline Region input_of(const Kind& kind, int dilation, int s
 }
 
 __host__ __device__ inline int level_size(int size, const Kind& kind, int dilation, int stride) {
-  return (size + 2 * kind.pad - dilation * (kind.kernel - 1) - 1) / stride + 1;
+  return conv_size<int>(size, kind.kernel, kind.pad, stride, dilation);
 }
 
 __host__ __device__ inline int round_up(int n, int step) { return (n + step - 1) / step * step; }

@@ -85,7 +85,7 @@ __device__ __forceinline__ float activate_inlined(Activation name, float x) {
 }
 
 // grad * activation'(x), which is 0 where the derivative is, be the gradient NaN or not (as in
-// PyTorch's backward operators; mirrors activation_grad of cpu/kernels/vec.h).
+// PyTorch's backward operators).
 __device__ __forceinline__ float activation_grad_inlined(Activation name, float x, float grad) {
   switch (name) {
     case Activation::identity:
