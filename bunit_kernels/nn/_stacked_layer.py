@@ -79,16 +79,20 @@ class StackedLayer(nn.Module):
         return None if self.biases is None else self.biases[level]
 
     def folded(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Weights and biases with the norms' running statistics folded in (differentiable)."""
+        """Weights and biases with the norms' running statistics folded in (differentiable), made
+        anew at each call: writes through ``.data`` move no version counter, so that kept values
+        could go stale unseen. :func:`bunit_kernels.fuse` folds once and for all."""
         weights, biases = [], []
         for i, (level, norm) in enumerate(zip(self.layout.levels, self.norms, strict=True)):
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
             bias = self.level_bias(i)
             mean = norm.running_mean if bias is None else norm.running_mean - bias
             weight = self.weights[i]
+            folded = weight * level.spread(scale)
+            shift = torch.addcmul(norm.bias, mean, scale, value=-1)
             dtype = weight.dtype
-            weights.append((weight * level.spread(scale)).to(dtype))
-            biases.append((norm.bias - mean * scale).to(dtype))
+            weights.append(folded if folded.dtype == dtype else folded.to(dtype))
+            biases.append(shift if shift.dtype == dtype else shift.to(dtype))
         return weights, biases
 
     @torch.no_grad()
