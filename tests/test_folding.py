@@ -7,7 +7,6 @@ import pickle
 
 import pytest
 import torch
-from tolerance import assert_near
 
 from bunit_kernels import StackedConv2d, StackedLinear, UnitSpec
 
@@ -48,7 +47,7 @@ def check(layer, x):
     widths = [unit.widths[0] for unit in layer.units]
     parts = x.split(widths, dim)
     want = torch.cat([unit.eval()(part) for unit, part in zip(units, parts, strict=True)], dim)
-    assert_near(layer(x), want)
+    torch.testing.assert_close(layer(x), want)
 
 
 def by_step(layer, **options):
