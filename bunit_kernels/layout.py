@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
@@ -124,15 +125,28 @@ class Level:
         over all weights that lead to its channel."""
         if self.uniform:
             return values.view(-1, *(1,) * (len(self.weight_shape) - 1))
+        # A compiler's or export's tensors want their index made while they look on.
+        plain = type(values) is Tensor and not torch.compiler.is_compiling()
+        index = (
+            self._channel_index if plain else torch.tensor(self._channels(), device=values.device)
+        )
+        # By index: ONNX has no repeat_interleave of a known size.
+        return values.index_select(0, index.to(values.device)).view(self.weight_shape)
+
+    def _channels(self) -> list[int]:
+        """The output channel of every value of the packed weight."""
         repeats = (
             size // width
             for size, width in zip(self.weight_sizes, self.out_widths, strict=True)
             for _ in range(width)
         )
-        channels = [c for c, count in enumerate(repeats) for _ in range(count)]
-        # By index: ONNX has no repeat_interleave of a known size.
-        index = torch.tensor(channels, device=values.device)
-        return values.index_select(0, index).view(self.weight_shape)
+        return [c for c, count in enumerate(repeats) for _ in range(count)]
+
+    @cached_property
+    def _channel_index(self) -> Tensor:
+        # No inference tensor: autograd may have to save it later.
+        with torch.inference_mode(False):
+            return torch.tensor(self._channels(), device="cpu")
 
     def kinds(self) -> dict[tuple[int, int, int | None], list[int]]:
         """Blocks by shape: ``(c_in, c_out, k)`` -> indices of those that have it, ascending."""

@@ -87,16 +87,20 @@ class StackedLayer(nn.Module):
         return [] if self.biases is None else self.biases()
 
     def folded(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Weights and biases with the norms' running statistics folded in (differentiable)."""
+        """Weights and biases with the norms' running statistics folded in (differentiable), made
+        anew at each call: writes through ``.data`` move no version counter, so that kept values
+        could go stale unseen. :func:`bunit_kernels.fuse` folds once and for all."""
         weights, biases = [], []
         own_weights, own_biases = self.weights(), self.read_biases()
         for i, (level, norm) in enumerate(zip(self.layout.levels, self.norms, strict=True)):
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
             mean = norm.running_mean - own_biases[i] if own_biases else norm.running_mean
             weight = own_weights[i]
+            folded = weight * level.spread(scale)
+            shift = torch.addcmul(norm.bias, mean, scale, value=-1)
             dtype = weight.dtype
-            weights.append((weight * level.spread(scale)).to(dtype))
-            biases.append((norm.bias - mean * scale).to(dtype))
+            weights.append(folded if folded.dtype == dtype else folded.to(dtype))
+            biases.append(shift if shift.dtype == dtype else shift.to(dtype))
         return weights, biases
 
     @torch.no_grad()
