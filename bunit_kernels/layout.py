@@ -165,8 +165,8 @@ class StackLayout:
     units' order. ``levels`` tell where each level's weights lie; ``stages`` are the levels as
     stacks of their own, whose channels are all in the units' order. A block (:class:`Level`) is as
     wide as its narrower side, in or out; ``width`` is that of the widest, by which ``auto``
-    chooses. ``most_weights`` is the largest level's number of weights, ``largest`` the largest
-    width or kernel size of a unit. ``linear_rows`` are linear units as the operators take them:
+    chooses. ``most_weights`` is the largest level's number of weights, ``widest`` the largest
+    width of a unit. ``linear_rows`` are linear units as the operators take them:
     rows ``(count, c0, ..., cL)``, one a run of equal neighbours.
     """
 
@@ -177,7 +177,7 @@ class StackLayout:
     stages: tuple[StackLayout, ...] = field(init=False, repr=False, compare=False)
     width: int = field(init=False, repr=False, compare=False)
     most_weights: int = field(init=False, repr=False, compare=False)
-    largest: int = field(init=False, repr=False, compare=False)
+    widest: int = field(init=False, repr=False, compare=False)
     linear_rows: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -204,8 +204,8 @@ class StackLayout:
         object.__setattr__(self, "width", max(narrow))
         most = max(sum(level.weight_sizes) for level in levels)
         object.__setattr__(self, "most_weights", most)
-        sides = (max(u.c_in, u.c_out, u.kernel or 1) for level in levels for u in level.units)
-        object.__setattr__(self, "largest", max(sides))
+        sides = (max(u.c_in, u.c_out) for level in levels for u in level.units)
+        object.__setattr__(self, "widest", max(sides))
         alone = len(levels) == 1 and not self.shuffle
         stages = (self,) if alone else tuple(map(self._stage, range(len(levels))))
         object.__setattr__(self, "stages", stages)
@@ -275,8 +275,8 @@ class ConvGeometry:
 
     ``stride`` sits on the first level. ``padding="same"`` pads every level by
     ``dilation * (k - 1) / 2`` on each side, ``k`` its own kernel size; an int pads every level by
-    as much. ``levels`` are the levels as geometries of their own; ``largest`` is the layout's, or a
-    larger padding.
+    as much. ``levels`` are the levels as geometries of their own; ``reach`` is the largest
+    kernel size, padding or dilation.
 
     ``rows`` are the units as the operators take them, rows ``(count, k, pad, c0, ..., cL)``, one a
     run of equal neighbours; a unit whose levels all have the same groups is as many smaller units.
@@ -293,7 +293,7 @@ class ConvGeometry:
     padding: int | str = "same"
     dilation: int = 1
     rows: tuple[int, ...] | None = field(init=False, repr=False, compare=False)
-    largest: int = field(init=False, repr=False, compare=False)
+    reach: int = field(init=False, repr=False, compare=False)
     levels: tuple[ConvGeometry, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -305,9 +305,8 @@ class ConvGeometry:
             raise ValueError("kernel_size must be an int of at least 1, got None")
         self._check_padding([{u.kernel for u in level.units} for level in self.layout.levels])
         object.__setattr__(self, "rows", self._rows())
-        kernels = (u.kernel for level in self.layout.levels for u in level.units)
-        pad = max(map(self.pad, kernels))
-        object.__setattr__(self, "largest", max(self.layout.largest, pad))
+        kernel = max(u.kernel for level in self.layout.levels for u in level.units)
+        object.__setattr__(self, "reach", max(kernel, self.pad(kernel), self.dilation))
         stages = self.layout.stages
         alone = stages[0] is self.layout
         levels = (self,) if alone else tuple(map(self._level, range(len(stages))))

@@ -11,7 +11,7 @@ import torch
 from torch.export import Dim, export
 
 from bunit_kernels import StackedConv2d, StackedLinear, _torch_private, backend, backends
-from bunit_kernels.backends import _choice, limits
+from bunit_kernels.backends import limits
 from bunit_kernels.layout import ConvGeometry, StackLayout, resolve_units
 
 
@@ -107,7 +107,7 @@ def test_auto_compiles_once_for_all_sizes():
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("depth", [limits.CPP.depth, limits.CPP.depth + 1])
+@pytest.mark.parametrize("depth", [limits.CPP.levels, limits.CPP.levels + 1])
 @pytest.mark.parametrize("training", [True, False])
 def test_depth(depth, training):
     units = "-".join("2" * (depth + 1))
@@ -117,29 +117,48 @@ def test_depth(depth, training):
         with backend("reference"):
             expected = layer(x)
         torch.testing.assert_close(layer(x), expected, atol=1e-4, rtol=1e-4)
-        refused = pytest.raises(backends.BackendUnavailable, match=r"up to 8 levels, got 9")
+        refused = pytest.raises(backends.BackendUnavailable, match=r"levels up to 8, got 9")
         with backend("cpp"), refused if depth == 9 else contextlib.nullcontext():
             layer(x)
 
 
-@pytest.mark.parametrize("limit", [limits.CPP, limits.CUDA, limits.TRITON])
-def test_largest_padding(limit):
-    layout = StackLayout(resolve_units("1-1", 1))
-    fits, beyond = (ConvGeometry(layout, padding=limit.size + more) for more in (0, 1))
-    assert limit.exceeded(layout, fits, False) is None
-    reason = limit.exceeded(layout, beyond, False)
-    assert str(limit.size) in reason and str(limit.size + 1) in reason
-    if limit is limits.CPP:
-        assert _choice.select("conv2d", torch.empty(1, 1, 3, 3), layout, beyond).name == "torch"
+@pytest.mark.parametrize("more", [0, 1])
+def test_stride(more):
+    stride = limits.CPP.stride + more
+    layer = StackedConv2d("1-2", 2, kernel_size=2, norm=None, stride=stride, padding=0)
+    x = torch.randn(1, 2, 2 + stride, 4)
+    with backend("reference"):
+        expected = layer(x)
+    torch.testing.assert_close(layer(x), expected)
+    refused = pytest.raises(backends.BackendUnavailable, match="up to 1024, got 1025")
+    with backend("cpp"), refused if more else contextlib.nullcontext():
+        torch.testing.assert_close(layer(x), expected)
 
 
-def test_most_weights():
-    most = limits.CUDA.weights
-    for weights in (most, most + 1):
-        layout = StackLayout(resolve_units("1-1", 1))
-        object.__setattr__(layout, "most_weights", weights)
-        reason = limits.CUDA.exceeded(layout, None, False)
-        assert (reason is None) == (weights == most)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("levels", 2), ("units", 3), ("width", 5), ("weights", 270), ("reach", 3), ("stride", 2)],
+)
+def test_each_limit_and_one_below(name, value):
+    layout = StackLayout(resolve_units("2-5-2", 3))
+    geometry = ConvGeometry(layout, stride=2)
+    assert limits.Limits(**{name: value}).exceeded(layout, geometry, True) is None
+    reason = limits.Limits(**{name: value - 1}).exceeded(layout, geometry, True)
+    assert f"up to {value - 1}, got {value}" in reason
+
+
+def test_limits_are_those_of_the_operators():
+    """Straight to an operator, one beyond."""
+    ops, x = torch.ops.bunit_kernels, torch.randn(1, 2, 4, 4)
+    for row, options, words in (
+        ([2, limits.CPP.reach + 1, limits.CPP.reach, 1, 1], (1, 1), "kernel"),
+        ([2, 1, limits.CPP.reach + 1, 1, 1], (1, 1), "pad"),
+        ([2, 1, 0, 1, 1], (limits.CPP.stride + 1, 1), "stride"),
+        ([2, 1, 0, 1, 1], (1, limits.CPP.reach + 1), "dilation"),
+        ([limits.CPP.units + 1, 1, 0, 1, 1], (1, 1), "units"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            ops.stacked_conv2d(x, torch.randn(2), None, row, *options, "identity")
 
 
 def test_torch_without_its_private_names():

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 
 from ..layout import ConvGeometry, StackLayout
+from ..ops import MAX_DEPTH, MAX_INT, MAX_KERNEL, MAX_STRIDE, MAX_UNITS
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest values taken: levels of a whole unit, any width, kernel size or padding of a
-    unit, and weights of one level of all units. ``None``: any."""
+    """The largest values taken; ``None``: any. Levels of a whole unit, units of a layer (each as
+    many as its groups), channels of a unit at any level, kernel size, padding and dilation
+    (``reach``), stride, and weights of one level of all units."""
 
-    depth: int | None = None
-    size: int | None = None
+    levels: int | None = None
+    units: int | None = None
+    width: int | None = None
+    reach: int | None = None
+    stride: int | None = None
     weights: int | None = None
 
     def exceeded(
@@ -21,17 +27,38 @@ class Limits:
     ) -> str | None:
         """Which limit units go beyond, with both values, or ``None``; ``whole`` says whether all
         levels go to one operator, or one level at a time."""
-        if whole and self.depth is not None and layout.depth > self.depth:
-            return f"it takes units of up to {self.depth} levels, got {layout.depth}"
-        size = layout.largest if geometry is None else geometry.largest
-        if self.size is not None and size > self.size:
-            return f"it takes widths, kernel sizes and paddings up to {self.size}, got {size}"
-        if self.weights is not None and layout.most_weights > self.weights:
-            return f"it takes up to {self.weights} weights a level, got {layout.most_weights}"
+        for name, value in _sizes(layout, geometry, whole):
+            most = getattr(self, name)
+            if most is not None and value > most:
+                return f"it takes {_WORDS[name]} up to {most}, got {value}"
         return None
 
 
+_WORDS = {
+    "levels": "numbers of levels",
+    "units": "numbers of units",
+    "width": "widths",
+    "reach": "kernel sizes, paddings and dilations",
+    "stride": "strides",
+    "weights": "numbers of weights a level",
+}
+assert list(_WORDS) == [field.name for field in fields(Limits)]
+
+
+def _sizes(
+    layout: StackLayout, geometry: ConvGeometry | None, whole: bool
+) -> Iterator[tuple[str, int]]:
+    if whole:
+        yield "levels", layout.depth
+    yield "units", max(len(level.blocks) for level in layout.levels)
+    yield "width", layout.widest
+    yield "weights", layout.most_weights
+    if geometry is not None:
+        yield "reach", geometry.reach
+        yield "stride", geometry.stride
+
+
 NONE = Limits()
-CPP = Limits(depth=8, size=2**31 - 1)  # csrc/cpu/stack.h
-CUDA = Limits(depth=8, size=2**15 - 1, weights=2**31 - 1)  # csrc/cuda/runs.cpp
-TRITON = Limits(size=2**31 - 1, weights=2**31 - 1)  # triton_kernels/work.py
+CPP = Limits(MAX_DEPTH, MAX_UNITS, MAX_INT, MAX_KERNEL, MAX_STRIDE)
+TRITON = replace(CPP, weights=MAX_INT)  # triton_kernels/work.py
+CUDA = replace(TRITON, width=2**15 - 1)  # csrc/cuda/runs.cpp

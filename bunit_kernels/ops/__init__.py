@@ -2,10 +2,22 @@
 gradients and FLOP formulas, a file an operator family."""
 
 from . import conv2d, linear, unit_conv2d, unit_conv2d_train, unit_linear
+from ._check import MAX_DEPTH, MAX_INT, MAX_KERNEL, MAX_STRIDE, MAX_UNITS
 from ._eager import call
 from ._extension import CPU_MISSING, CUDA_MISSING
 
-__all__ = ["CPU_MISSING", "CUDA_MISSING", "OPERATORS", "call", "register"]
+__all__ = [
+    "CPU_MISSING",
+    "CUDA_MISSING",
+    "MAX_DEPTH",
+    "MAX_INT",
+    "MAX_KERNEL",
+    "MAX_STRIDE",
+    "MAX_UNITS",
+    "OPERATORS",
+    "call",
+    "register",
+]
 
 _FAMILIES = (conv2d, linear, unit_conv2d, unit_conv2d_train, unit_linear)
 #: By name.

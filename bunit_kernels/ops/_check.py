@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._tensor_format import DTYPES
 from ..activations import ACTIVATIONS
 from ._shapes import conv_rows, conv_size, linear_rows
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 MAX_DEPTH = 8
 MAX_UNITS = 2**20
