@@ -125,8 +125,9 @@ class Level:
         over all weights that lead to its channel."""
         if self.uniform:
             return values.view(-1, *(1,) * (len(self.weight_shape) - 1))
-        # A compiler's or export's tensors want their index made while they look on.
-        plain = type(values) is Tensor and not torch.compiler.is_compiling()
+        # A compiler's, a trace's or an export's tensors want their index made while they look on.
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        plain = type(values) is Tensor and not traced
         index = (
             self._channel_index if plain else torch.tensor(self._channels(), device=values.device)
         )

@@ -271,8 +271,6 @@ inline LevelSizes check_unit_conv2d_train(const Stack& stack, const Tensor& x,
   const LevelSizes sizes =
       check_conv2d(stack, Form::units, x, weights, {}, residual, stride, dilation);
   check_norms(stack, x, gammas, betas);
-  STD_TORCH_CHECK(x.size(0) >= 1, "x: expected a batch of at least 1, got shape ",
-                  text_of_sizes(x));
   STD_TORCH_CHECK(eps >= 0 && std::isfinite(eps), "eps: expected a number of at least 0, got ",
                   eps);
   STD_TORCH_CHECK(!recompute || stack.depth > 1,

@@ -262,9 +262,6 @@ def mismatched_calls():
             x[..., :2, :2], w, None, [2, 3, 0, 2, 4], 2, 1, "identity"
         ),
         "no pixels": lambda: ops.stacked_conv2d(x[..., :0], w, None, units, 1, 1, "identity"),
-        "no images": lambda: ops.stacked_unit_conv2d_train(
-            x[:0], ws, norms, norms, None, two, 1, 1, False, 1e-5, False, *names, "identity"
-        ),
         "eps": lambda: ops.stacked_unit_conv2d_train(
             x, ws, norms, norms, None, two, 1, 1, False, -1.0, False, *names, "identity"
         ),

@@ -73,12 +73,13 @@ def test_table_of_registers_and_shared_memory(tmp_path, capsys):
 
 @needs_nvcc
 def test_compiled_library_is_read_and_must_hold_every_architecture(tmp_path, capsys):
-    source, cubin = tmp_path / "source.cu", tmp_path / "small.cubin"
+    source, built = tmp_path / "source.cu", tmp_path / "small.fatbin"
     source.write_text(SMALL)
-    subprocess.run(["nvcc", "-std=c++20", "-arch=sm_90", "-cubin", source, "-o", cubin], check=True)
-    assert resources.main(["--arch", "90", "--", str(cubin)]) == 0
-    assert "small.cubin: small<Tag<2>, 256>" in capsys.readouterr().out
-    assert resources.main(["--arch", "80", "90", "--", str(cubin)]) == 2
+    command = ["nvcc", "-std=c++20", "-gencode=arch=compute_90,code=sm_90", "-fatbin"]
+    subprocess.run([*command, source, "-o", built], check=True)
+    assert resources.main(["--arch", "90", "--", str(built)]) == 0
+    assert "small.fatbin: small<Tag<2>, 256>" in capsys.readouterr().out
+    assert resources.main(["--arch", "80", "90", "--", str(built)]) == 2
     assert "no kernel for sm_80, found ['sm_90']" in capsys.readouterr().err
 
 

@@ -133,7 +133,9 @@ def test_figures_of_the_docstrings():
 
 def test_the_table_of_the_command_is_that_of_the_page(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["models", "--paper"])
-    runpy.run_module("bunit_kernels.models", run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("bunit_kernels.models", run_name="__main__")
+    assert ended.value.code == 0
     table = capsys.readouterr().out
     lines = table.splitlines()
     assert len(lines) == 2 + len(PAPER_NETWORKS)

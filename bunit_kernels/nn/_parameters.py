@@ -20,7 +20,12 @@ class PackedParameters(nn.ParameterList):
     work with this list as their module and ``"0"`` as the tensor's name.
     """
 
-    __call__ = nn.Module.__call__  # that of ParameterList refuses
+    def __call__(self) -> list[Tensor]:
+        """Without hooks of its own it is no step of a network that hooks of all modules see:
+        PyTorch's counter of FLOPs fails at one that returns parameters in inference mode."""
+        if self._forward_pre_hooks or self._forward_hooks:
+            return nn.Module.__call__(self)  # that of ParameterList refuses
+        return self.forward()
 
     def forward(self) -> list[Tensor]:
         own = self._parameters
