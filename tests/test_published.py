@@ -7,6 +7,7 @@ import math
 import pytest
 
 from bunit_kernels import metrics
+from bunit_kernels.models.paper_networks import PAPER_NETWORKS
 from bunit_kernels.report.published import (
     LIGHT_NETWORKS,
     PAPER,
@@ -151,3 +152,22 @@ def test_all_published_figures_are_whole():
             assert saved is None or 0 < saved < 100
         assert result.flops_saved is not None and result.source.address.startswith("https")
     assert len(set(PUBLISHED)) == len(PUBLISHED)
+
+
+def millions(printed: str) -> float:
+    return float(printed[:-1]) * {"M": 1, "G": 1000}[printed[-1]]
+
+
+def test_networks_are_counted_against_the_printed_figures():
+    """``models.paper_networks`` holds them once more, a network each."""
+    printed = {
+        (r.network + r.method.removeprefix("BUnit-Net"), r.data): (
+            (millions(r.baseline_flops), millions(r.baseline_parameters)),
+            (r.flops_saved, r.parameters_saved),
+        )
+        for r in PAPER
+        if r.method.startswith("BUnit-Net")
+    }
+    held = {tuple(n.name.split(", ")): (n.printed, n.saved) for n in PAPER_NETWORKS}
+    light = {n.network for n in LIGHT_NETWORKS}
+    assert {k: v for k, v in held.items() if k[0] not in light} == printed

@@ -143,8 +143,8 @@ def _save_nothing(ctx, inputs, output):
 
 def _no_second_derivative(ops, ctx, *grads):
     raise RuntimeError(
-        "stacked_unit_conv2d_train has no second derivative: use backend('torch') or "
-        "backend('reference') where a gradient of a gradient is needed in training mode"
+        "stacked_unit_conv2d_train has no second derivative: run it in a block of backend('torch') "
+        "or backend('reference') where a gradient of a gradient is needed in training mode"
     )
 
 
