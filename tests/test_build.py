@@ -160,6 +160,7 @@ def test_what_is_refused_is_one_line(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, copy)
     (copy / "bunit_kernels").mkdir()
+    shutil.copy(ROOT / "bunit_kernels" / "__init__.py", copy / "bunit_kernels")  # has the version
     environment = {**os.environ, "CXX": "no-such-compiler", "BUNIT_CUDA": "0"}
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)

@@ -130,7 +130,11 @@ def test_compiled_by_inductor():
 
 
 @modes
-@pytest.mark.parametrize("name", ["uniform", "hybrid", "no norm"])
+@pytest.mark.parametrize(
+    "a_backend, name",
+    [("cpp", "uniform"), ("cpp", "hybrid"), ("cpp", "no norm"), ("torch", "hybrid")],
+    indirect=["a_backend"],
+)
 def test_any_batch_runs_without_compiling_again(name, training, a_backend):
     layer = conv_layer(name, dtype=torch.float64).train(training)
     counter = CompileCounterWithBackend("aot_eager")

@@ -126,7 +126,7 @@ def test_weight_gradients_of_taps_that_reach_far(units, stride, seed):
     check_against_reference(conv2d, case, torch.float32, seed)
 
 
-@pytest.mark.parametrize("index", range(30))
+@pytest.mark.parametrize("index", range(15))
 @of_every_conv
 def test_random_convolutions(op, index, seed, unwritten_is_nan):
     numbers = random.Random(seed)

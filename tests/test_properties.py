@@ -182,7 +182,7 @@ def assume_quick(example: Example) -> None:
 
 
 @pytest.mark.skipif(bool(NO_TRITON), reason=str(NO_TRITON))
-@share_of_examples(0.1)
+@share_of_examples(0.05)
 @given(small_examples)
 def test_triton_interpreted(example):
     assume_quick(example)

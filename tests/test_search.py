@@ -212,10 +212,15 @@ def test_seed_decides_everything(command, whole):
 
 # Draws 0 and 4 are random, draw 13 is TPE's, which goes by those before it.
 @pytest.mark.parametrize(
-    "owner, name, call",
-    [(Study, "tell", 0), (Study, "tell", 4), (Study, "tell", 13), (Learner, "train_epoch", 1)],
+    "owner, name, call, how",
+    [
+        (Study, "tell", 0, "resume"),
+        (Study, "tell", 4, "same command"),
+        (Study, "tell", 13, "resume"),
+        (Learner, "train_epoch", 1, "same command"),
+        (Learner, "train_epoch", 1, "resume"),
+    ],
 )
-@pytest.mark.parametrize("how", ["same command", "resume"])
 def test_interrupted_and_resumed_is_uninterrupted(
     command, whole, monkeypatch, capsys, how, owner, name, call
 ):

@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "conv_size.h"
 #include "cpu/stack.h"
 #include "text.h"
 
@@ -108,8 +109,8 @@ class Runner {
     for (auto& size : sizes) {
       for (int64_t l = 0; l < test.depth; ++l) {
         const int64_t stride = l == 0 ? test.stride : 1;
-        size.push_back(
-            bunit::conv_size(size.back(), test.rows[1], test.rows[2], stride, test.dilation));
+        size.push_back(bunit::conv_size<int64_t>(size.back(), test.rows[1], test.rows[2], stride,
+                                                 test.dilation));
       }
     }
     heights_ = sizes[0];
