@@ -20,7 +20,7 @@ QUICK = os.environ.get("BUNIT_BENCH_QUICK", "") not in ("", "0")
 
 #: Rounds at least. Layers' outputs are large for their arithmetic, and now and then the system
 #: takes twice as long to give memory for them; that was so in two of three rounds once.
-LAYER_ROUNDS, NETWORK_ROUNDS = (2, 2) if QUICK else (5, 3)
+LAYER_ROUNDS, NETWORK_ROUNDS = (1, 1) if QUICK else (5, 3)
 
 
 def pytest_addoption(parser):

@@ -403,7 +403,8 @@ def quick(cases: Iterable[ConvCase], most: int = 100) -> list[ConvCase]:
 
 
 def some(cases: Sequence, step: int) -> list:
-    """Every ``step``-th case, for an interpreter; with BUNIT_ALL_CASES=1 in the environment all."""
+    """Every ``step``-th case, of those that take long; with BUNIT_ALL_CASES=1 in the environment
+    all."""
     return list(cases if os.environ.get("BUNIT_ALL_CASES") == "1" else cases[::step])
 
 

@@ -11,6 +11,7 @@ import subprocess
 import emulated_build
 import pytest
 from emulated_build import ADDRESS, CSRC, KERNELS, ROOT, THREAD
+from reference_cases import some
 
 pytestmark = [
     pytest.mark.thorough,
@@ -55,7 +56,7 @@ def test_nothing_is_reported(flavor, processors):
     assert re.fullmatch(r"\d+ cases\n", said)
 
 
-@pytest.mark.parametrize("barrier", BARRIERS)
+@pytest.mark.parametrize("barrier", some(BARRIERS, 3))
 def test_every_barrier_is_needed_and_its_removal_reported(barrier):
     # Of one processor, so that blocks take several tiles.
     status, said = run(THREAD, without_barrier=barrier, processors="1")
