@@ -65,10 +65,10 @@ def test_table_of_registers_and_shared_memory(tmp_path, capsys):
     name, *cells = (c.strip() for c in row.strip("|").split("|"))
     assert name == "source.cu: small<Tag<2>, 256>"
     for cell in cells:
-        registers, shared, stack = map(int, cell.split("/"))
+        registers, shared, local, spills = map(int, cell.split("/"))
         assert 4 <= registers <= 32
         # From sm_90 on a kilobyte of each block's shared memory is the system's.
-        assert shared - 1024 in (0, 1024) and stack == 0
+        assert shared - 1024 in (0, 1024) and local == spills == 0
 
 
 @needs_nvcc

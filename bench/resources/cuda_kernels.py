@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotCompiled as error:
         print(error, file=sys.stderr)
         return 2
-    wrong = [f"{r}: {r.stack} bytes of stack" for r in rows if r.stack]
+    wrong = [f"{r}: {r.local} bytes of stack" for r in rows if r.local]
     wrong += [
         f"{r}: {r.shared} bytes of static shared memory, {STATIC_SHARED} fit"
         for r in rows

@@ -5,19 +5,21 @@
 Runs the operations of bench's layers and a few odd ones with launches taken out: each kernel is
 compiled by Triton's own ``warmup`` for the arguments that it is launched with, in every
 configuration (``--likeliest``: in the one that is tried first). Prints registers, shared memory and
-stack. Ends with status 1 where the likeliest configuration of a launch has a stack (spilled
-registers), or any asks for more shared memory than a block may have.
+spills as ptxas reports them. Ends with status 1 where the likeliest configuration of a launch
+spills, or any asks for more shared memory than a block may have.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -28,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton_work import DTYPES
 from triton_work import run as run_work
-from usage import Usage, read, report
+from usage import Usage, parse_ptxas, report
 
 from bunit_kernels.triton_kernels import tuning
 
@@ -46,7 +48,7 @@ class Variant:
     config: str
     likeliest: bool
     shared: int
-    cubin: bytes
+    ptx: str
 
 
 class Device:
@@ -76,7 +78,7 @@ def compiling_for(arch: int, found: dict[tuple, Variant], all_configs: bool) -> 
         if key not in found or likeliest:
             found[key] = Variant(
                 kernel.fn.__name__, _name(constants, config), likeliest,
-                compiled.metadata.shared, compiled.asm["cubin"],
+                compiled.metadata.shared, compiled.asm["ptx"],
             )  # fmt: skip
 
     def tuned_run(self, *args, warmup=False, **constants):
@@ -107,13 +109,24 @@ def _name(constants: dict, config: triton.Config | None) -> str:
 
 
 def usage_of(variant: Variant, arch: int) -> Usage:
+    """What Triton's own ptxas reports of a kernel's PTX."""
+    version = re.search(r"^\.target (\w+)", variant.ptx, re.MULTILINE)[1]
+    ptxas = (
+        Path(triton.__file__).parent
+        / "backends/nvidia/bin"
+        / ("ptxas-blackwell" if arch >= 100 else "ptxas")
+    )
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(variant.cubin)
-        (found,) = read(cubin)
-    return replace(
-        found, source=variant.kernel, kernel=variant.config, arch=f"sm_{arch}",
-        shared=variant.shared,
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(variant.ptx)
+        done = subprocess.run(
+            [ptxas, "-v", f"--gpu-name={version}", source, "-o", Path(folder) / "out.cubin"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    (found,) = parse_ptxas("", done.stderr)
+    return Usage(
+        variant.kernel, variant.config, f"sm_{arch}", found.registers, variant.shared,
+        found.local, found.spills,
     )  # fmt: skip
 
 
@@ -132,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for variant in found.values():
             row = usage_of(variant, arch)
             rows.append(row)
-            if row.stack and variant.likeliest:
-                wrong.append(f"{row}: {row.stack} bytes of stack")
+            if row.spills and variant.likeliest:
+                wrong.append(f"{row}: {row.spills} bytes spilled")
             if row.shared > SHARED[arch]:
                 wrong.append(f"{row}: {row.shared} bytes of shared memory, {SHARED[arch]} fit")
     return report(rows, wrong)

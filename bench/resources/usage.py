@@ -20,7 +20,8 @@ class Usage:
     arch: str
     registers: int
     shared: int
-    stack: int  # of a thread: spilled registers, and arrays that are indexed at run time
+    local: int  # stack frame: spills, and arrays that are indexed at run time
+    spills: int  # stored and loaded; where that is not told, all of ``local``
 
     def __str__(self) -> str:
         return f"{self.source}: {self.kernel} on {self.arch}"
@@ -33,7 +34,7 @@ def read(compiled: Path) -> Iterable[Usage]:
     done = subprocess.run([tool, "-res-usage", compiled], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"cuobjdump does not read {compiled}: {done.stderr.strip()}")
-    return parse(compiled.name, done.stdout)
+    return parse_cuobjdump(compiled.name, done.stdout)
 
 
 def _of_triton() -> Path:
@@ -42,7 +43,7 @@ def _of_triton() -> Path:
     return Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def parse(source: str, said: str) -> Iterable[Usage]:
+def parse_cuobjdump(source: str, said: str) -> Iterable[Usage]:
     """Usages from what ``cuobjdump -res-usage`` prints: the architecture of each part, and for each
     kernel in it the name and what it takes, a line each."""
     arch = kernel = None
@@ -53,8 +54,31 @@ def parse(source: str, said: str) -> Iterable[Usage]:
             kernel = found[1]
         elif kernel and "REG:" in line:
             of = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", line)}
-            stack = of["STACK"] + of["LOCAL"]
-            yield Usage(source, demangled(kernel), arch, of["REG"], of["SHARED"], stack)
+            local = of["STACK"] + of["LOCAL"]
+            yield Usage(source, demangled(kernel), arch, of["REG"], of["SHARED"], local, local)
+            kernel = None
+
+
+def parse_ptxas(source: str, said: str) -> Iterable[Usage]:
+    """Usages from what ``ptxas -v`` prints: for each kernel its name, its stack and its registers,
+    a line each and in this order."""
+    kernel = arch = None
+    local = spills = 0
+    for line in said.splitlines():
+        if found := re.search(r"Compiling entry function '(\S+)' for 'sm_(\w+)'", line):
+            kernel, arch = found.groups()
+            local = spills = 0
+        elif found := re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
+        ):
+            local, stored, loaded = map(int, found.groups())
+            spills = stored + loaded
+        elif kernel and (found := re.search(r"Used (\d+) registers", line)):
+            shared = re.search(r"(\d+) bytes smem", line)
+            yield Usage(
+                source, demangled(kernel), f"sm_{arch}", int(found[1]),
+                int(shared[1]) if shared else 0, local, spills,
+            )  # fmt: skip
             kernel = None
 
 
@@ -76,18 +100,18 @@ def demangled(name: str) -> str:
 
 
 def table(rows: Sequence[Usage]) -> str:
-    """Markdown, a kernel a row, an architecture a column: registers / shared / stack."""
+    """Markdown, a kernel a row, an architecture a column: registers / shared / local / spills."""
     architectures = list(dict.fromkeys(r.arch for r in rows))
     cells = {(r.source, r.kernel, r.arch): r for r in rows}
     lines = [
-        "registers / shared bytes / stack bytes",
+        "registers / shared bytes / local bytes / spilled bytes",
         "",
         " | ".join(["| kernel", *architectures]) + " |",
         "|" + "---|" * (1 + len(architectures)),
     ]
     for source, kernel in dict.fromkeys((r.source, r.kernel) for r in rows):
         found = [cells.get((source, kernel, a)) for a in architectures]
-        texts = [f"{u.registers} / {u.shared} / {u.stack}" if u else "" for u in found]
+        texts = [f"{u.registers} / {u.shared} / {u.local} / {u.spills}" if u else "" for u in found]
         lines.append(" | ".join([f"| {source}: {kernel}", *texts]) + " |")
     return "\n".join(lines)
 
