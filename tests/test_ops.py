@@ -152,7 +152,7 @@ def test_training_has_no_second_derivative():
     x = image(layer).requires_grad_()
     with backend("cpp"):
         (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match=r"no second derivative: use backend\('torch'\)"):
+        with pytest.raises(RuntimeError, match=r"no second derivative.*backend\('torch'\)"):
             grad.sum().backward()
 
 
