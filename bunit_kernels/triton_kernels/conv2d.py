@@ -7,12 +7,13 @@ import triton
 
 from ..ops._shapes import conv_rows, conv_size, empty_like_format
 from . import conv_grad_weight, conv_level
+from .tf32 import convolutions_allow_tf32
 from .work import conv_work
 
 
 def level(
     x, weight, bias, units, stride, dilation, activation, *, norm=None, moments=False,
-    residual=None, residual_activation="identity", like=None,
+    residual=None, residual_activation="identity", like=None, allows_tf32=convolutions_allow_tf32,
 ):  # fmt: skip
     """One level: convolution, bias, activation, and the residual with its activation.
 
@@ -20,29 +21,32 @@ def level(
     those of the output before ``activation``: float32 [3, tiles, channels], each tile's count, mean
     and sum of squared distances from that mean. The output has the memory format of ``like``, by
     default that of ``x``: what lies between levels may have one channel, which shows none.
+    ``allows_tf32`` tells whether products of float32 may be TF32's, here and below.
     """
-    work = conv_work(units, x.device)
+    work, tf32 = conv_work(units, x.device), allows_tf32()
     _, k, pad, _ = next(conv_rows(units, 1))
     height, width = (conv_size(s, k, pad, stride, dilation) for s in x.shape[2:])
     y = empty_like_format(
         x if like is None else like, (x.shape[0], sum(_outs(units)), height, width)
     )
-    parts = triton.cdiv(
-        x.shape[0] * height * width, conv_level.moments_block(conv_level.uses_dot(work, x.dtype))
-    )
+    dot = conv_level.uses_dot(work, x.dtype, tf32)
+    parts = triton.cdiv(x.shape[0] * height * width, conv_level.moments_block(dot))
     shape = (3, parts, y.shape[1])
     found = torch.empty(shape, dtype=torch.float32, device=x.device) if moments else None
     if y.numel() > 0:
         residual = None if residual is None else _strided_like(residual, y)
         bias = None if bias is None else bias.contiguous()
         conv_level.launch(
-            _usable(x), weight.contiguous(), bias, y, work, stride, dilation, activation, norm=norm,
-            moments=found, residual=residual, residual_activation=residual_activation,
+            _usable(x), weight.contiguous(), bias, y, work, stride, dilation, activation, tf32=tf32,
+            norm=norm, moments=found, residual=residual, residual_activation=residual_activation,
         )  # fmt: skip
     return (y, found) if moments else y
 
 
-def grad_input(grad, weight, input_size, units, stride, dilation, *, like=None):
+def grad_input(
+    grad, weight, input_size, units, stride, dilation, *, like=None,
+    allows_tf32=convolutions_allow_tf32,
+):  # fmt: skip
     """Gradient of a level's input, in the memory format of ``like``, by default ``grad``'s."""
     grad_x = empty_like_format(grad if like is None else like, input_size)
     if grad.numel() == 0:
@@ -50,12 +54,15 @@ def grad_input(grad, weight, input_size, units, stride, dilation, *, like=None):
     if grad_x.numel() > 0:
         conv_level.launch(
             _usable(grad), weight.contiguous(), None, grad_x, conv_work(units, grad.device), stride,
-            dilation, "identity", transposed=True,
+            dilation, "identity", tf32=allows_tf32(), transposed=True,
         )  # fmt: skip
     return grad_x
 
 
-def grad_weight(grad, x, weight_shape, units, stride, dilation, *, norm=None, bias=True):
+def grad_weight(
+    grad, x, weight_shape, units, stride, dilation, *, norm=None, bias=True,
+    allows_tf32=convolutions_allow_tf32,
+):  # fmt: skip
     """Gradients of a level's weight and, with ``bias``, of its bias; ``norm`` as for ``level``."""
     of_weight = x.new_empty(weight_shape)
     of_bias = x.new_empty((grad.shape[1],)) if bias else None
@@ -63,7 +70,7 @@ def grad_weight(grad, x, weight_shape, units, stride, dilation, *, norm=None, bi
         return of_weight.zero_(), of_bias.zero_() if bias else None
     conv_grad_weight.launch(
         _usable(grad), _usable(x), of_weight, of_bias, conv_work(units, x.device), stride, dilation,
-        norm=norm,
+        tf32=allows_tf32(), norm=norm,
     )  # fmt: skip
     return of_weight, of_bias
 

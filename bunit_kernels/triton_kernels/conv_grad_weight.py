@@ -18,16 +18,16 @@ from .conv_level import (
     check_size,
     normed,
     padded,
-    precision,
     source_pixel,
     uses_dot,
 )
+from .tf32 import precision
 from .tuning import INTERPRETED, tuned
 from .work import ConvWork, processors
 
 CONFIGS = [
     triton.Config({"BLOCK": block}, num_warps=warps, num_stages=2)
-    for block, warps in ((64, 4), (128, 4), (64, 2), (32, 2))
+    for block, warps in ((64, 4), (128, 4), (64, 2), (32, 2), (32, 4))
 ]
 KEY = (
     "STRIDE", "DILATION", "K", "OUT", "IN", "OUT_BLOCK", "IN_BLOCK", "TAPS", "DOT", "NORM", "BIAS",
@@ -40,8 +40,12 @@ WIDE_COLUMNS = 64
 
 
 def _candidates(configs, given):
-    """Larger tiles of narrow units' sums may take more registers than there are: small first."""
-    return configs if given["DOT"] else configs[::-1]
+    """Larger tiles may take more registers than there are: small ones first of narrow units' sums,
+    and of TF32, whose factors are as wide as its sums."""
+    if given["PRECISION"] == "tf32":
+        return [c for c in configs[::-1] if c.kwargs["BLOCK"] <= 64 and c.num_warps == 4]
+    wide = [c for c in configs if (c.kwargs["BLOCK"], c.num_warps) != (32, 4)]
+    return wide if given["DOT"] else wide[::-1]
 
 
 @tuned(CONFIGS, KEY, _candidates)
@@ -177,11 +181,12 @@ def add_parts(parts: torch.Tensor, to: torch.Tensor, first: int) -> None:
     )
 
 
-def launch(grad, x, grad_weight, grad_bias, work: ConvWork, stride, dilation, *, norm=None):
-    """Fills ``grad_weight`` and, where it is given, ``grad_bias``."""
+def launch(grad, x, grad_weight, grad_bias, work: ConvWork, stride, dilation, *, tf32, norm=None):
+    """Fills ``grad_weight`` and, where it is given, ``grad_bias``; ``tf32`` allows its products for
+    float32."""
     check_size(x, work.c_in)
     check_size(grad, work.c_out)
-    dot = uses_dot(work, x.dtype)
+    dot = uses_dot(work, x.dtype, tf32)
     most_out, most_in, least = (32, 64, 16) if dot else (8, 8, 1)
     out_block = padded(min(work.c_out, most_out), least)
     in_block = padded(min(work.c_in, most_in), least)
@@ -209,7 +214,7 @@ def launch(grad, x, grad_weight, grad_bias, work: ConvWork, stride, dilation, *,
             TAPS=taps, TAP_BLOCKS=tap_blocks,
             X_ALIGNED=aligned(x, known_in), G_ALIGNED=aligned(grad, known_out),
             DOT=dot, NORM=activation, BIAS=grad_bias is not None,
-            CHANNELS_LAST=x.stride(1) == 1, PRECISION=precision(x.dtype),
+            CHANNELS_LAST=x.stride(1) == 1, PRECISION=precision(x.dtype, tf32),
             WIDEN=INTERPRETED and x.dtype != torch.float32,
         )  # fmt: skip
         add_parts(parts, grad_weight, 0)

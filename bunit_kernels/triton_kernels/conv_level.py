@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
-from .tf32 import convolutions_allow_tf32
+from .tf32 import precision
 from .tuning import INTERPRETED, tuned
 from .work import ConvWork
 
@@ -43,7 +43,7 @@ def moments_block(dot: bool) -> int:
 def _candidates(configs, given):
     if given["DOT"]:  # sums are to stay in registers: smaller tiles first, wide loads by few warps
         configs = [c for c in configs[::-1] if c.kwargs["BLOCK"] <= 128]
-        if not given["CHANNELS_LAST"]:
+        if not given["CHANNELS_LAST"] or given["PRECISION"] == "tf32":
             configs.sort(key=lambda config: (config.kwargs["BLOCK"], -config.num_warps))
     if given["MOMENTS"]:
         return [c for c in configs if c.kwargs["BLOCK"] == moments_block(given["DOT"])]
@@ -238,17 +238,10 @@ def padded(width: int, least: int = 1) -> int:
     return max(least, triton.next_power_of_2(width))
 
 
-def uses_dot(work: ConvWork, dtype: torch.dtype) -> bool:
+def uses_dot(work: ConvWork, dtype: torch.dtype, tf32: bool) -> bool:
     """Whether matrix units take the dtype, and units fill their tiles well enough. Exact products
     of float32 are plain multiply-adds in ``tl.dot`` too, and there take more registers."""
-    exact = dtype == torch.float32 and not convolutions_allow_tf32()
-    return min(work.c_in, work.c_out) >= 16 and not exact
-
-
-def precision(dtype: torch.dtype) -> str:
-    """Of products of float32: exact unless PyTorch is told otherwise."""
-    allowed = dtype == torch.float32 and convolutions_allow_tf32()
-    return "tf32" if allowed else "ieee"
+    return min(work.c_in, work.c_out) >= 16 and (tf32 or dtype != torch.float32)
 
 
 def aligned(x: torch.Tensor, width: int) -> int:
@@ -270,14 +263,15 @@ def check_size(image: torch.Tensor, width: int) -> None:
 
 
 def launch(
-    x, weight, bias, y, work: ConvWork, stride, dilation, activation, *, transposed=False,
+    x, weight, bias, y, work: ConvWork, stride, dilation, activation, *, tf32, transposed=False,
     norm=None, moments=None, residual=None, residual_activation=None,
 ):  # fmt: skip
-    """Fills ``y`` from ``x``; ``residual`` has the strides of ``y``."""
+    """Fills ``y`` from ``x``; ``residual`` has the strides of ``y``; ``tf32`` allows its products
+    for float32."""
     c_from, c_to = (work.c_out, work.c_in) if transposed else (work.c_in, work.c_out)
     check_size(x, c_from)
     check_size(y, c_to)
-    dot = uses_dot(work, x.dtype)
+    dot = uses_dot(work, x.dtype, tf32)
     from_block = padded(min(c_from, 64), 16)
     to_block = padded(min(c_to, 64), 16) if dot else padded(min(c_to, 16))
     to_blocks = triton.cdiv(c_to, to_block)
@@ -302,6 +296,6 @@ def launch(
             DOT=dot, TRANSPOSED=transposed,
             BIAS=bias is not None, NORM=norm_activation, ACTIVATION=activation,
             MOMENTS=moments is not None, RESIDUAL=None if residual is None else residual_activation,
-            CHANNELS_LAST=x.stride(1) == 1, PRECISION=precision(x.dtype),
+            CHANNELS_LAST=x.stride(1) == 1, PRECISION=precision(x.dtype, tf32),
             WIDEN=INTERPRETED and x.dtype != torch.float32,
         )  # fmt: skip

@@ -9,6 +9,7 @@ import triton.language as tl
 from ..ops._shapes import linear_rows
 from . import conv2d, linear_units
 from .activations import activate
+from .tf32 import matmul_allows_tf32
 from .tuning import tuned
 from .work import columns
 
@@ -56,7 +57,10 @@ def level(x, weight, bias, units, activation):
     if linear_units.takes(1, (width,), x.dtype):
         biases = [] if bias is None else [bias]
         return linear_units.forward(x, [weight], biases, units, activation, activation)
-    y = conv2d.level(_as_image(x), weight, bias, _as_convolution(units), 1, 1, activation)
+    y = conv2d.level(
+        _as_image(x), weight, bias, _as_convolution(units), 1, 1, activation,
+        allows_tf32=matmul_allows_tf32,
+    )  # fmt: skip
     return _as_rows(y, x)
 
 
@@ -67,14 +71,18 @@ def grad_input(grad, weight, units):
     image = _as_image(grad)
     ins = sum(count * widths[0] for count, widths in linear_rows(units, 1))
     size = (1, ins, *image.shape[2:])
-    return _as_rows(conv2d.grad_input(image, weight, size, _as_convolution(units), 1, 1), grad)
+    grad_image = conv2d.grad_input(
+        image, weight, size, _as_convolution(units), 1, 1, allows_tf32=matmul_allows_tf32
+    )
+    return _as_rows(grad_image, grad)
 
 
 def grad_weight(grad, x, weight_shape, units):
     """Gradients of a level's weight and bias."""
     return conv2d.grad_weight(
-        _as_image(grad), _as_image(x), weight_shape, _as_convolution(units), 1, 1
-    )
+        _as_image(grad), _as_image(x), weight_shape, _as_convolution(units), 1, 1,
+        allows_tf32=matmul_allows_tf32,
+    )  # fmt: skip
 
 
 def _width(units) -> int | None:

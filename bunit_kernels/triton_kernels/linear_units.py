@@ -17,7 +17,7 @@ from ..ops._shapes import linear_rows
 from .activations import activate, activation_grad
 from .conv_grad_weight import add_parts
 from .conv_level import padded
-from .tf32 import matmul_allows_tf32
+from .tf32 import matmul_allows_tf32, precision
 from .tuning import INTERPRETED, tuned
 from .work import MOST_LEVELS, linear_work, processors
 
@@ -299,6 +299,6 @@ def _constants(work, depth, biases, activation, out_activation, dtype) -> dict:
     return {
         **{f"W{i}": width for i, width in enumerate(widths)},
         "DEPTH": depth, "BIAS": bool(biases), "HIDDEN": activation, "OUT": out_activation,
-        "PRECISION": "tf32" if dtype == torch.float32 and matmul_allows_tf32() else "ieee",
+        "PRECISION": precision(dtype, matmul_allows_tf32()),
         "WIDEN": INTERPRETED and dtype != torch.float32,
     }  # fmt: skip

@@ -16,6 +16,11 @@ def matmul_allows_tf32() -> bool:
     return _allows(torch.backends.cuda.matmul, torch.backends.cuda.matmul)
 
 
+def precision(dtype: torch.dtype, tf32: bool) -> str:
+    """Of products in ``tl.dot``; ``tf32`` says whether those of float32 may be TF32's."""
+    return "tf32" if tf32 and dtype == torch.float32 else "ieee"
+
+
 def _allows(setting, older) -> bool:
     precision = getattr(setting, "fp32_precision", None)
     return older.allow_tf32 if precision is None else precision == "tf32"
