@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._device_index import DeviceIndex, select
 from .shuffle import round_robin, shuffled
 from .units import UnitSpec
 
@@ -125,14 +126,9 @@ class Level:
         over all weights that lead to its channel."""
         if self.uniform:
             return values.view(-1, *(1,) * (len(self.weight_shape) - 1))
-        # A compiler's, a trace's or an export's tensors want their index made while they look on.
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        plain = type(values) is Tensor and not traced
-        index = (
-            self._channel_index if plain else torch.tensor(self._channels(), device=values.device)
-        )
         # By index: ONNX has no repeat_interleave of a known size.
-        return values.index_select(0, index.to(values.device)).view(self.weight_shape)
+        spread = select(values, 0, self._channels, lambda: self._channel_index)
+        return spread.view(self.weight_shape)
 
     def _channels(self) -> list[int]:
         """The output channel of every value of the packed weight."""
@@ -144,10 +140,8 @@ class Level:
         return [c for c, count in enumerate(repeats) for _ in range(count)]
 
     @cached_property
-    def _channel_index(self) -> Tensor:
-        # No inference tensor: autograd may have to save it later.
-        with torch.inference_mode(False):
-            return torch.tensor(self._channels(), device="cpu")
+    def _channel_index(self) -> DeviceIndex:
+        return DeviceIndex(self._channels())
 
     def kinds(self) -> dict[tuple[int, int, int | None], list[int]]:
         """Blocks by shape: ``(c_in, c_out, k)`` -> indices of those that have it, ascending."""

@@ -9,12 +9,13 @@ csrc/cpu/stack.h follows the same rule.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import accumulate
 
-import torch
 from torch import Tensor
 
+from ._device_index import DeviceIndex, select
 from ._tensor_format import is_channels_last
 from ._torch_private import transforms_active
 
@@ -38,7 +39,7 @@ def shuffled(y: Tensor, widths: Sequence[int], dim: int) -> Tensor:
         return y
     if len(set(widths)) == 1:
         return _along(y, dim, lambda t, d: _turned(t, len(widths), d))
-    return _along(y, dim, lambda t, d: _picked(t, round_robin(widths), d))
+    return _along(y, dim, lambda t, d: _picked(t, tuple(widths), round_robin, d))
 
 
 def unshuffled(y: Tensor, widths: Sequence[int], dim: int) -> Tensor:
@@ -47,9 +48,7 @@ def unshuffled(y: Tensor, widths: Sequence[int], dim: int) -> Tensor:
         return y
     if len(set(widths)) == 1:
         return _along(y, dim, lambda t, d: _turned(t, widths[0], d))
-    order = round_robin(widths)
-    places = sorted(range(len(order)), key=order.__getitem__)
-    return _along(y, dim, lambda t, d: _picked(t, places, d))
+    return _along(y, dim, lambda t, d: _picked(t, tuple(widths), _places, d))
 
 
 def _moves_nothing(widths: Sequence[int]) -> bool:
@@ -62,9 +61,21 @@ def _turned(y: Tensor, rows: int, dim: int) -> Tensor:
     return y.unflatten(dim, (rows, -1)).transpose(pair, pair + 1).flatten(pair, pair + 1)
 
 
-def _picked(y: Tensor, order: Sequence[int], dim: int) -> Tensor:
+def _places(widths: Sequence[int]) -> tuple[int, ...]:
+    """The inverse of :func:`round_robin`."""
+    order = round_robin(widths)
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+@cache
+def _kept(order: Callable, widths: tuple[int, ...]) -> DeviceIndex:
+    """Never freed: a captured CUDA graph may read it at any later time."""
+    return DeviceIndex(order(widths))
+
+
+def _picked(y: Tensor, widths: tuple[int, ...], order: Callable, dim: int) -> Tensor:
     # By index: what a split into channels and their concatenation would export is one node each.
-    return y.index_select(dim, torch.tensor(order, device=y.device))
+    return select(y, dim, lambda: order(widths), lambda: _kept(order, widths))
 
 
 def _along(y: Tensor, dim: int, move) -> Tensor:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._tensor_format import is_channels_last
 from .activations import activate, activation_grad
 from .work import processors
 
@@ -121,14 +122,10 @@ def apply_norm(z: Tensor, norm: Norm, residual: Tensor | None, residual_activati
     return y
 
 
-def _is_interleaved(z: Tensor) -> bool:
-    return not z.is_contiguous()
-
-
 def _matrix(z: Tensor):
     """Rows and columns of ``z`` as a matrix, its tiles, and the grid of programs."""
     images, channels, pixels = z.shape[0], z.shape[1], z.shape[2] * z.shape[3]
-    last = _is_interleaved(z)
+    last = is_channels_last(z)
     rows, columns = (images * pixels, channels) if last else (images * channels, pixels)
     across = min(256, triton.next_power_of_2(columns))
     down = TILE // across

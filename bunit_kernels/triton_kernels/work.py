@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._device_index import to_gpu_once
 from ..ops._shapes import conv_rows, linear_rows
 
 
@@ -56,17 +57,8 @@ def _conv_work(units: tuple[int, ...], device: torch.device) -> ConvWork:
 
 
 def _on_device(table: Tensor, device: torch.device) -> Tensor:
-    """A copy that is never freed: a captured CUDA graph may read it at any later time.
-
-    Raises:
-        RuntimeError: the stream is being captured, which such a copy would break.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "backend 'triton' copies a layer's work list to the GPU at its first call, got one "
-            "inside the capture of a CUDA graph: call the layer once before the capture"
-        )
-    return table.to(device)
+    """A copy, which the caches of this file never free."""
+    return to_gpu_once(table, device, "a work list of backend 'triton'")
 
 
 @functools.lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ BackwardPlan::BackwardPlan(const Stack& stack, int level, const Image& x, const 
                            const Tensor* weight, int64_t stride, int64_t dilation, Pass pass)
     : stack_(stack), level_(level), stride_(stride), x_(x), grad_(grad) {
   const int64_t count = int64_t(stack.units.size());
-  group_ = units_per_item(is_interleaved(x) || is_interleaved(grad), x.dtype,
+  group_ = units_per_item(x.is_interleaved() || grad.is_interleaved(), x.dtype,
                           std::min(x.c, stack.places.empty() ? grad.c : count), count);
   group_in_ = group_channels(stack, level, group_);
   group_out_ = group_channels(stack, level + 1, group_);

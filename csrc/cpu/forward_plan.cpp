@@ -115,8 +115,8 @@ int64_t ForwardPlan::stage_bytes(const ForwardCall& call, const Group& group,
   const int64_t out_plane = rows * call.y.w * call.lanes + kPlaneGap;
   const int64_t in = group.ins * in_plane + 64;
   const int64_t out = group.outs * out_plane + 64;
-  const int64_t elements = (is_interleaved(call.x) ? in : 0) + (is_interleaved(call.y) ? out : 0) +
-                           (is_interleaved(call.residual) ? out : 0);
+  const int64_t elements = (call.x.is_interleaved() ? in : 0) + (call.y.is_interleaved() ? out : 0) +
+                           (call.residual.is_interleaved() ? out : 0);
   return elements * compute_size(dtype_);
 }
 
@@ -129,7 +129,7 @@ ForwardPlan::Group ForwardPlan::make_group(bool interleaved) const {
 }
 
 const ForwardPlan::Group& ForwardPlan::group_of(const Image& x, bool interleaved) const {
-  return interleaved || is_interleaved(x) ? interleaved_ : apart_;
+  return interleaved || x.is_interleaved() ? interleaved_ : apart_;
 }
 
 void ForwardPlan::run(const UnitRange& units, const Image& x, const Image& y, const Image& residual,
@@ -166,7 +166,7 @@ void ForwardPlan::run(const UnitRange& units, const Image& x, const Image& y, co
 // Appends the moments of its items to `moments`.
 void ForwardPlan::run_part(const UnitRange& units, const PartPlan& plan, ForwardCall call,
                            std::vector<Moments>* moments) const {
-  const Group& group = group_of(call.x, is_interleaved(call.y));
+  const Group& group = group_of(call.x, call.y.is_interleaved());
   const int64_t groups = (units.last - units.first + group.units - 1) / group.units;
   const int64_t items = call.y.n / call.lanes;
   // Moments must not depend on the number of threads; outputs never do.

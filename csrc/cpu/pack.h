@@ -36,11 +36,6 @@ inline int64_t padded_plane(int64_t elements, int64_t lanes) {
 // Vectors by which planes may be shifted to align them (with_aligned of kernels/planes.h).
 constexpr int64_t kPlanesApart = 2;
 
-// Whether the channels of an image, which needs no data yet, lie next to each other.
-inline bool is_interleaved(const Image& image) {
-  return image.stride_c == 1 && image.c > 1 && image.h * image.w > 1;
-}
-
 // What a plan's passes do beside the convolution; with it grows what a row costs however short.
 enum class Pass { forward, backward, with_norms };
 

@@ -54,7 +54,7 @@ inline bool takes_plain_rows(const Stack& stack, const Image& x, Pass pass) {
 inline std::vector<Part> parts_of(const Stack& stack, const Image& x, int64_t stride, Pass pass) {
   const int64_t lanes = kernels().vector_bytes / compute_size(x.dtype);
   const bool by_rows = takes_plain_rows(stack, x, pass);
-  bool worth = x.w <= widest_side_by_side(lanes, stride, is_interleaved(x), by_rows, pass);
+  bool worth = x.w <= widest_side_by_side(lanes, stride, x.is_interleaved(), by_rows, pass);
   bool pointwise = true;  // rows lie end to end anyway
   for (const Unit& unit : stack.units) pointwise = pointwise && unit.kernel == 1 && unit.pad == 0;
   worth = worth && !pointwise;

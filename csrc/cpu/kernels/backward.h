@@ -225,7 +225,7 @@ struct StagedBackward {
   }
 
   bool is_staged(const Image& image) const {
-    return image.data && (given.lanes > 1 || is_interleaved(image));
+    return image.data && (given.lanes > 1 || image.is_interleaved());
   }
 
   // Takes what it needs of `memory` and returns the rest.

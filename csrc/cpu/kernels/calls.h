@@ -1,5 +1,5 @@
-// What the operators hand to the kernels: plain structs, no code, so that each instruction set's
-// translation unit shares nothing with the others that a linker could mix up.
+// What the operators hand to the kernels: plain structs, no code but what is always inlined, so that
+// each instruction set's translation unit shares nothing with the others that a linker could mix up.
 #pragma once
 
 #include <cstddef>
@@ -24,6 +24,11 @@ struct Image {
   int64_t lanes = 1;      // elements a pixel, next to each other: as many images
   int64_t ahead = 0;      // bytes from a pixel to one that will be read soon, if not 0
   bool shuffled = false;  // its channels are the units' output channels in shuffled order
+
+  // Whether its channels lie next to each other, and so the pixels of one channel apart.
+  [[gnu::always_inline]] inline bool is_interleaved() const {
+    return stride_c == 1 && c > 1 && h * w > 1;
+  }
 };
 
 // A unit's output channels: `count` of them, from `first` on in the units' order. Images that are

@@ -25,7 +25,7 @@ void for_each_row(const Image (&images)[Inputs], const Image& out, int64_t n, in
       for (int i = 0; i < Inputs; ++i) {
         const Image& image = images[i];
         if (!image.data) continue;
-        if (is_interleaved(image)) {
+        if (image.is_interleaved()) {
           to_planes(image, at(image, first), image.stride_w, count, channels, tiles[i], kPixels);
           continue;
         }
@@ -39,7 +39,7 @@ void for_each_row(const Image (&images)[Inputs], const Image& out, int64_t n, in
         body(first + c, rows, count);
       }
       if (!out.data) continue;
-      if (is_interleaved(out)) {
+      if (out.is_interleaved()) {
         from_planes(out, at(out, first), out.stride_w, count, channels, tiles[Inputs], kPixels);
         continue;
       }

@@ -374,7 +374,7 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
     call.x.ahead = bytes_ahead(call.x, call.lanes, channels * call.x.stride_c);
   };
 
-  if (is_interleaved(given.x)) {
+  if (given.x.is_interleaved()) {
     set_ahead(end.in_channel + end.kind->levels[0].c_in - begin.in_channel);
     Window rows{call.x.h, 0};
     for (int64_t u = first; u < last; ++u) {
@@ -387,12 +387,12 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
     memory += region.size(given.x);
   }
   const Region out{begin.out.first, end.out.first + end.out.count, y0, y1, given.lanes};
-  if (is_interleaved(given.residual)) {
+  if (given.residual.is_interleaved()) {
     call.residual = stage_in_outputs(given.residual, n, call.units, first, last, out, memory);
     memory += out.size(given.residual);
   }
   T* staged = memory;
-  if (is_interleaved(given.y)) {
+  if (given.y.is_interleaved()) {
     call.y = planes_of(given.y, out, staged);
     call.around = call.around_whole = false;
     memory += out.size(given.y);
@@ -400,7 +400,7 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
 
   for (int64_t u = first; u < last; ++u) {
     const PackedUnit& unit = call.units[u];
-    if (!is_interleaved(given.x)) set_ahead(unit.kind->levels[0].c_in);
+    if (!given.x.is_interleaved()) set_ahead(unit.kind->levels[0].c_in);
     Moments* moments = nullptr;
     if (call.moments) {
       moments = call.moments + (n * call.segments + segment) * call.y.c + unit.out.first;
@@ -408,7 +408,7 @@ void forward_item(const ForwardCall& given, int64_t n, int64_t first, int64_t la
     }
     UnitForward<T>(call, unit, n, memory).run(y0, y1, moments);
   }
-  if (is_interleaved(given.y)) {
+  if (given.y.is_interleaved()) {
     stage_out_outputs(given.y, n, call.units, first, last, out, staged, given.around);
   }
 }

@@ -10,18 +10,13 @@
 
 namespace bunit::BUNIT_ISA {
 
-// Whether an image's channels lie next to each other and so are better staged.
-BUNIT_INLINE bool is_interleaved(const Image& image) {
-  return image.data && image.stride_c == 1 && image.c > 1 && image.h * image.w > 1;
-}
-
 // What to ask for early: what the next piece of work begins with, `next` elements away. But of as
 // many images as a vector has lanes, a few cache lines on: these are more streams than a processor
 // follows by itself. (A training step of 64 units 2-4-4 of stride 2, N=128, 32x32, channels_last on
 // one core of a Xeon took 240 instead of 335 ms, one of 2-4-2 at 8x8 on two cores 42 instead
 // of 47.)
 BUNIT_INLINE int64_t bytes_ahead(const Image& image, int64_t lanes, int64_t next) {
-  const int64_t pixels = is_interleaved(image) ? 8 : 256 / element_size(image.dtype);
+  const int64_t pixels = image.is_interleaved() ? 8 : 256 / element_size(image.dtype);
   return (lanes > 1 ? pixels * image.stride_w : next) * element_size(image.dtype);
 }
 
@@ -185,7 +180,7 @@ template <class T, class F>
 BUNIT_INLINE void for_each_lane_block(const Image& image, int64_t offset, int64_t pixels,
                                       int64_t channels, int64_t plane, F move) {
   constexpr int kN = kLanes<T>;
-  if (is_interleaved(image)) {
+  if (image.is_interleaved()) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t c = 0; c < channels; c += kN) {
         move(Block<T>{image, offset + p * image.stride_w + c, image.stride_n, 1,
