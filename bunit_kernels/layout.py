@@ -160,9 +160,9 @@ class StackLayout:
     units' order. ``levels`` tell where each level's weights lie; ``stages`` are the levels as
     stacks of their own, whose channels are all in the units' order. A block (:class:`Level`) is as
     wide as its narrower side, in or out; ``width`` is that of the widest, by which ``auto``
-    chooses. ``most_weights`` is the largest level's number of weights, ``widest`` the largest
-    width of a unit. ``linear_rows`` are linear units as the operators take them:
-    rows ``(count, c0, ..., cL)``, one a run of equal neighbours.
+    chooses. ``most_weights`` and ``most_blocks`` are the largest level's numbers of weights and of
+    blocks, ``widest`` the largest width of a unit. ``linear_rows`` are linear units as the
+    operators take them: rows ``(count, c0, ..., cL)``, one a run of equal neighbours.
     """
 
     units: tuple[UnitSpec, ...]
@@ -172,6 +172,7 @@ class StackLayout:
     stages: tuple[StackLayout, ...] = field(init=False, repr=False, compare=False)
     width: int = field(init=False, repr=False, compare=False)
     most_weights: int = field(init=False, repr=False, compare=False)
+    most_blocks: int = field(init=False, repr=False, compare=False)
     widest: int = field(init=False, repr=False, compare=False)
     linear_rows: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
@@ -199,6 +200,7 @@ class StackLayout:
         object.__setattr__(self, "width", max(narrow))
         most = max(sum(level.weight_sizes) for level in levels)
         object.__setattr__(self, "most_weights", most)
+        object.__setattr__(self, "most_blocks", max(len(level.blocks) for level in levels))
         sides = (max(u.c_in, u.c_out) for level in levels for u in level.units)
         object.__setattr__(self, "widest", max(sides))
         alone = len(levels) == 1 and not self.shuffle

@@ -12,8 +12,9 @@ import torch
 from module_cases import CONV_LAYERS, LINEAR_LAYERS, conv_layer, image, linear_layer
 
 from bunit_kernels import StackedConv2d, backend, backends
+from bunit_kernels._tensor_format import format_of
 from bunit_kernels.backends import _choice, _crossover
-from bunit_kernels.backends.base import Backend
+from bunit_kernels.backends.base import Backend, UnitActivations
 from bunit_kernels.layout import ConvGeometry, StackLayout, resolve_units
 
 SHORT = _crossover.SHORT
@@ -168,7 +169,8 @@ def test_auto_keeps_away_from_convolutions_that_end_the_process(dtype, size, opt
     torch.testing.assert_close(actual.double(), expected, atol=0.1, rtol=0.05)
 
 
-def test_auto_chooses_for_each_level_of_units_that_go_by_level(monkeypatch):
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_auto_chooses_for_each_level_of_units_that_go_by_level(training, monkeypatch):
     asked, spies = [], {name: Spy(_choice._BACKENDS[name]) for name in ("cpp", "torch")}
     for name, spy in spies.items():
         monkeypatch.setitem(_choice._BACKENDS, name, spy)
@@ -178,32 +180,78 @@ def test_auto_chooses_for_each_level_of_units_that_go_by_level(monkeypatch):
         return layout.width == 1
 
     monkeypatch.setattr(_choice, "prefers_torch", depthwise_to_torch)
-    layer = conv_layer("light")
+    layer = conv_layer("light").train(training)
     layer(image(layer))
-    assert asked == [("conv2d", 4), ("conv2d", 1), ("conv2d", 4)]
+    op = "unit_conv2d_train" if layer.training else "conv2d"
+    assert asked == [(op, 4), (op, 1), (op, 4)]
     assert [len(spies[name].calls) for name in ("cpp", "torch")] == [2, 1]
 
 
 @pytest.mark.parametrize(
-    ("units", "stride", "grad", "preferred"),
+    ("units", "stride", "grad", "dtype", "in_planes", "in_channels_last"),
     [
-        ("8-8:g8", 1, False, False),
-        ("8-8:g8", 1, True, True),
-        ("8-8:g8", 2, False, True),
-        ("8-8:g8", 2, True, True),
-        ("8-8:k5:g8", 1, False, True),
-        ("8-8:k5:g8", 1, True, False),
-        ("1-1", 1, True, True),
-        ("1-2", 1, True, False),
-        ("1-1-1", 1, True, False),
+        ("8-8:g8", 1, False, torch.float32, False, True),
+        ("8-8:g8", 1, True, torch.float32, False, True),
+        ("8-8:g8", 2, True, torch.float32, False, True),
+        ("8-8:g8", 2, True, torch.bfloat16, False, False),
+        ("8-8:g8", 2, False, torch.bfloat16, True, True),
+        ("8-8:k5:g8", 1, False, torch.float32, False, True),
+        ("8-8:k5:g8", 1, True, torch.float32, False, False),
+        ("8-8:k7:g8", 2, False, torch.bfloat16, False, True),
+        ("1-1", 1, True, torch.float32, False, True),
+        ("1-1:k1", 1, True, torch.float32, False, False),
     ],
 )
-def test_depthwise_levels_have_a_rule_of_their_own(units, stride, grad, preferred):
+def test_depthwise_levels_have_a_rule_of_their_own(
+    units, stride, grad, dtype, in_planes, in_channels_last
+):
     geometry = ConvGeometry(StackLayout(resolve_units(units, 4)), stride)
-    x = torch.empty(2, geometry.layout.in_channels, 20, 20)
-    with torch.set_grad_enabled(grad):
-        for op in ("conv2d", "unit_conv2d"):
-            assert _crossover.prefers_torch(op, geometry.layout, geometry, x) == preferred
+    x = torch.empty(2, geometry.layout.in_channels, 20, 20, dtype=dtype)
+    ops = ("conv2d", "unit_conv2d", "unit_conv2d_train") if grad else ("conv2d", "unit_conv2d")
+    for form, preferred in (
+        (torch.contiguous_format, in_planes),
+        (torch.channels_last, in_channels_last),
+    ):
+        with torch.set_grad_enabled(grad):
+            for op in ops:
+                args = op, geometry.layout, geometry, x.to(memory_format=form)
+                assert _crossover.prefers_torch(*args) == preferred
+
+
+@pytest.mark.parametrize(("units", "in_channels"), [("1-2", 8), ("1-1-1", 8)])
+def test_other_levels_have_not(units, in_channels, monkeypatch):
+    monkeypatch.setattr(_crossover, "depthwise_prefers_torch", None)  # not to be called
+    geometry = ConvGeometry(StackLayout(resolve_units(units, in_channels)))
+    _crossover.prefers_torch(
+        "unit_conv2d", geometry.layout, geometry, torch.empty(2, in_channels, 20, 20)
+    )
+
+
+@pytest.mark.parametrize(
+    ("units", "dtype", "form", "planes"),
+    [
+        ("2-8-8-2:k1,3,1:g1,8,1", torch.float32, torch.channels_last, True),
+        ("2-8-8-2:k1,3,1:g1,8,1", torch.float64, torch.channels_last, True),
+        ("2-8-8-2:k1,3,1:g1,8,1", torch.float32, torch.contiguous_format, False),
+        ("2-8-8-2:k1,3,1:g1,8,1", torch.bfloat16, torch.channels_last, False),
+        ("2-4-2:k1,3", torch.float32, torch.channels_last, False),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_levels_that_widen_run_on_planes(units, dtype, form, planes, training, monkeypatch):
+    formats, spy = [], Spy(_choice._BACKENDS["cpp"])
+    monkeypatch.setattr(_choice, "select", lambda op, x, *_: formats.append(format_of(x)) or spy)
+    layer = StackedConv2d(units, 4, dtype=dtype).train(training)
+    x = torch.randn(2, layer.in_channels, 6, 6, dtype=dtype).to(memory_format=form)
+    auto, weights, names = _choice._EACH_LEVEL, list(layer.weights), UnitActivations()
+    if training:
+        gammas, betas = ([getattr(n, p) for n in layer.norms] for p in ("weight", "bias"))
+        norms = gammas, betas
+        y, _ = auto.unit_conv2d_train(x, weights, *norms, layer.geometry, names, 1e-5, None)
+    else:
+        y = auto.unit_conv2d(x, weights, [], layer.geometry, names, None)
+    inside = torch.contiguous_format if planes else form
+    assert formats == [inside] * layer.layout.depth and format_of(y) == form
 
 
 @pytest.mark.parametrize("preferred", [True, False])

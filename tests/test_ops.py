@@ -166,6 +166,7 @@ def test_training_has_a_second_derivative_by_pytorchs_operators(name):
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_units_that_go_by_level_are_differentiable_twice(training, every_backend):
+    """But for training by our operators, as for whole units."""
     units = ["2-4-2:k1,3:g1,2", "1-2-1"]
     layer = StackedConv2d(units, activation="silu", out_activation="gelu", dtype=torch.float64)
     layer.train(training)
@@ -177,7 +178,11 @@ def test_units_that_go_by_level_are_differentiable_twice(training, every_backend
         return torch.func.functional_call(layer, state, (x,))
 
     assert torch.autograd.gradcheck(function, leaves)
-    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+    if training and every_backend not in ("reference", "torch"):
+        with pytest.raises(RuntimeError, match="has no second derivative"):
+            torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+    else:
+        assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("case", SMALL_UNIT_LINEARS, ids=str)

@@ -15,7 +15,7 @@ class ByLevel:
     """Adds the whole-unit operations to a backend that has ``conv2d`` and ``linear``."""
 
     def unit_conv2d(self, x, weights, biases, geometry, activations, residual):
-        y = x
+        y = self.inside(x, geometry)
         for i, level in enumerate(geometry.levels):
             name = activations.out if i == len(weights) - 1 else activations.hidden
             y = self.conv2d(y, weights[i], biases[i] if biases else None, level, name)
@@ -28,17 +28,25 @@ class ByLevel:
         return x
 
     def unit_conv2d_train(self, x, weights, gammas, betas, geometry, activations, eps, residual):
-        y, stats = x, []
+        y, stats = self.inside(x, geometry), []
         for i, level in enumerate(geometry.levels):
-            z = self.conv2d(y, weights[i], None, level, "identity")
-            # Momentum 1 turns the running statistics into this batch's own.
-            mean, var = torch.zeros_like(gammas[i]), torch.zeros_like(gammas[i])
-            # PyTorch's gradient for channels_last images takes a gamma with gaps for one without.
-            gamma = gammas[i].contiguous()
-            y = F.batch_norm(z, mean, var, gamma, betas[i], True, 1.0, eps)
-            stats.append(BatchStats(mean, var))
-            y = activate(activations.out if i == len(weights) - 1 else activations.hidden, y)
+            name = activations.out if i == len(weights) - 1 else activations.hidden
+            y, of_level = self.level_train(y, weights[i], gammas[i], betas[i], level, name, eps)
+            stats += of_level
         return finished(x, y, geometry.layout, residual, activations.residual), stats
+
+    def level_train(self, x, weight, gamma, beta, level, activation, eps):
+        """``unit_conv2d_train`` of one level."""
+        z = self.conv2d(x, weight, None, level, "identity")
+        # Momentum 1 turns the running statistics into this batch's own.
+        mean, var = torch.zeros_like(gamma), torch.zeros_like(gamma)
+        # PyTorch's gradient for channels_last images takes a gamma with gaps for one without.
+        y = F.batch_norm(z, mean, var, gamma.contiguous(), beta, True, 1.0, eps)
+        return activate(activation, y), [BatchStats(mean, var)]
+
+    def inside(self, x, geometry):
+        """``x`` in the memory format that the levels are to have."""
+        return x
 
 
 def in_format_of(x, y):

@@ -12,9 +12,9 @@ from ..layout import ConvGeometry, StackLayout
 from ..ops import CPU_MISSING, CUDA_MISSING
 from . import limits
 from ._by_level import ByLevel
-from ._crossover import prefers_torch
+from ._crossover import prefers_planes, prefers_torch
 from ._in_force import enter, in_force, leave, set_default
-from .base import Backend
+from .base import Backend, UnitActivations
 from .cpp import Cpp
 from .cuda import Cuda
 from .reference import Reference
@@ -203,6 +203,14 @@ class _EachLevel(ByLevel):
     def linear(self, x, weight, bias, layout, activation):
         chosen = select("linear", x, layout)
         return chosen.linear(x, weight, bias, layout, activation)
+
+    def level_train(self, x, weight, gamma, beta, level, activation, eps):
+        chosen = select("unit_conv2d_train", x, level.layout, level)
+        activations = UnitActivations(out=activation)
+        return chosen.unit_conv2d_train(x, [weight], [gamma], [beta], level, activations, eps, None)
+
+    def inside(self, x, geometry):
+        return x.contiguous() if prefers_planes(geometry, x) else x
 
 
 _EACH_LEVEL = _EachLevel()

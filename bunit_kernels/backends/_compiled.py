@@ -8,7 +8,7 @@ from torch import Tensor
 from ..layout import ConvGeometry
 from ..ops import OPERATORS, call
 from ._by_level import ByLevel, finished
-from .base import BatchStats
+from .base import BatchStats, UnitActivations
 
 
 class Compiled(ByLevel):
@@ -70,6 +70,10 @@ class Compiled(ByLevel):
         mean, _, var = stats.detach()
         means, variances = mean.split(channels), var.split(channels)
         return out, list(map(BatchStats, means, variances))
+
+    def level_train(self, x, weight, gamma, beta, level, activation, eps):
+        activations = UnitActivations(out=activation)
+        return self.unit_conv2d_train(x, [weight], [gamma], [beta], level, activations, eps, None)
 
     def recomputes(self, x: Tensor, geometry: ConvGeometry) -> bool:
         """Whether training makes the first level's output again instead of keeping it."""

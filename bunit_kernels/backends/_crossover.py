@@ -13,10 +13,16 @@ bench/crossover.py``, torch 2.13.0 (CPU build), on two otherwise idle cores of v
   ONEDNN_MAX_CPU_ISA=AVX2``), 2026-11-29. Processors with less than that, and others than x86, are
   taken to be like these.
 
-Depthwise levels (``depthwise_prefers_torch``) have a rule of their own, measured with AVX-512 in
-float32. PyTorch's best time over ours: for 3x3 1.25 without and 0.74 with gradients, with stride 2
-0.84 and 0.53; for 5x5 0.94 and 1.27. 5x5 of stride 2 is taken to lose as much by its stride as 3x3,
-larger kernels to be like 5x5. Units that go level by level are chosen for at each level.
+Depthwise levels have a rule of their own, ``depthwise_prefers_torch``: PyTorch is as good in
+channels_last only, where a channel a lane suits it and ours transpose. Measured by ``python
+bench/depthwise.py`` with AVX-512 and AMX (an Intel Xeon, 2026-12-01), PyTorch's time over ours,
+geometric means of five sizes, without gradient, with it, and whole training of a level with its
+norm: float32 3x3 NCHW 2.1, 1.7, 1.8, channels_last 0.82, 0.68, 0.79; 5x5 1.5, 4.7, 4.1, and 0.70,
+1.6, 1.2; of stride 2 less, by up to half. In bfloat16 with stride 2 PyTorch's gradients take 2 to
+10 times as long as ours in either format.
+
+Units that go level by level are chosen for at each level, in planes where that is faster on the
+whole (``prefers_planes``).
 
 CUDA: one width, by arithmetic and not measured: our kernels run on the plain FMA units, and a
 convolution on tensor cores pays once its tiles of 16 channels are full. Triton's kernels for such
@@ -36,6 +42,7 @@ from ..layout import ConvGeometry, StackLayout
 from ..ops import CPU_MISSING
 
 SHORT = 16  # pixels a row
+LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 def at_least(width: int) -> range:
@@ -138,7 +145,7 @@ def prefers_torch(op: str, layout: StackLayout, geometry: ConvGeometry | None, x
     grad = op == "unit_conv2d_train" or torch.is_grad_enabled()
     kernel = None if geometry is None else depthwise_kernel(layout)
     if kernel is not None:
-        slower = depthwise_prefers_torch(kernel, geometry.stride, grad)
+        slower = depthwise_prefers_torch(kernel, geometry.stride, grad, x)
         return slower and not torch_errs(geometry, x)
     channels_last = geometry is not None and is_channels_last(x)
     widths = _widths(x.dtype).get((op, grad, channels_last))
@@ -156,11 +163,26 @@ def depthwise_kernel(layout: StackLayout) -> int | None:
     return kernel if layout.depth == 1 and level.uniform and c_in == c_out == 1 else None
 
 
-def depthwise_prefers_torch(kernel: int, stride: int, grad: bool) -> bool:
+def depthwise_prefers_torch(kernel: int, stride: int, grad: bool, x: Tensor) -> bool:
     """Whether PyTorch's operators are faster for a depthwise level on a CPU."""
     if kernel == 1:
         return False
-    return stride > 1 or grad == (kernel < 5)
+    low = x.dtype in LOW_PRECISION
+    if grad:
+        return is_channels_last(x) and kernel < 5 and not (low and stride > 1)
+    return is_channels_last(x) or (low and stride > 1 and kernel < 7)
+
+
+def prefers_planes(geometry: ConvGeometry, x: Tensor) -> bool:
+    """Whether units that go level by level are faster with the channels of a channels_last ``x`` as
+    planes, copies included: between levels of which one has more than twice the input's channels,
+    on a CPU. With units 4-24-24-4 of kernels 1, 3, 1, the middle one depthwise, 32 images of 28x28,
+    a training step took 48 ms in place of 85, inference 12 of 20 (as above). In low precision
+    PyTorch's operators for channels_last are faster."""
+    if x.is_cuda or x.dtype in LOW_PRECISION or not is_channels_last(x):
+        return False
+    widest = max(level.out_channels for level in geometry.layout.levels)
+    return widest > 2 * geometry.layout.in_channels
 
 
 def torch_errs(geometry: ConvGeometry, x: Tensor) -> bool:
@@ -169,7 +191,7 @@ def torch_errs(geometry: ConvGeometry, x: Tensor) -> bool:
     are wrong (with AMX, pytorch/pytorch#188426), and outputs that meet no pixel, all taps being in
     the padding, may end the process (bfloat16, 1x1 pixels, kernel 2, padding 2, dilation 3;
     float16, 2x1 pixels, kernel 1, padding 1, stride 2)."""
-    if x.dtype not in (torch.bfloat16, torch.float16):
+    if x.dtype not in LOW_PRECISION:
         return False
     sizes = geometry.level_sizes(*x.shape[2:])
     kernels = [level.units[0].kernel for level in geometry.layout.levels]

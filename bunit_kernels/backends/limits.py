@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 
 from ..layout import ConvGeometry, StackLayout
 from ..ops import MAX_DEPTH, MAX_INT, MAX_KERNEL, MAX_STRIDE, MAX_UNITS
@@ -27,35 +27,30 @@ class Limits:
     ) -> str | None:
         """Which limit units go beyond, with both values, or ``None``; ``whole`` says whether all
         levels go to one operator, or one level at a time."""
-        for name, value in _sizes(layout, geometry, whole):
-            most = getattr(self, name)
+        values = (
+            layout.depth if whole else 0, layout.most_blocks, layout.widest,
+            0 if geometry is None else geometry.reach, 0 if geometry is None else geometry.stride,
+            layout.most_weights,
+        )  # fmt: skip
+        for most, value, words in zip(self._most, values, _WORDS, strict=True):
             if most is not None and value > most:
-                return f"it takes {_WORDS[name]} up to {most}, got {value}"
+                return f"it takes {words} up to {most}, got {value}"
         return None
 
-
-_WORDS = {
-    "levels": "numbers of levels",
-    "units": "numbers of units",
-    "width": "widths",
-    "reach": "kernel sizes, paddings and dilations",
-    "stride": "strides",
-    "weights": "numbers of weights a level",
-}
-assert list(_WORDS) == [field.name for field in fields(Limits)]
+    @cached_property
+    def _most(self) -> tuple[int | None, ...]:
+        return astuple(self)
 
 
-def _sizes(
-    layout: StackLayout, geometry: ConvGeometry | None, whole: bool
-) -> Iterator[tuple[str, int]]:
-    if whole:
-        yield "levels", layout.depth
-    yield "units", max(len(level.blocks) for level in layout.levels)
-    yield "width", layout.widest
-    yield "weights", layout.most_weights
-    if geometry is not None:
-        yield "reach", geometry.reach
-        yield "stride", geometry.stride
+#: What the fields of ``Limits`` are, in their order.
+_WORDS = (
+    "numbers of levels",
+    "numbers of units",
+    "widths",
+    "kernel sizes, paddings and dilations",
+    "strides",
+    "numbers of weights a level",
+)
 
 
 NONE = Limits()

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..layout import StackLayout, UnitLevel
 from ._norms import norm_tensors
 
+_NAMES = tuple(map(str, range(16)))
+
 
 class PackedParameters(nn.ParameterList):
     """The weights or the biases of a layer, one tensor a level under the names ``"0"``, ``"1"``,
@@ -28,8 +30,8 @@ class PackedParameters(nn.ParameterList):
         return self.forward()
 
     def forward(self) -> list[Tensor]:
-        own = self._parameters
-        names = map(str, range(len(self)))
+        own, size = self._parameters, len(self)
+        names = _NAMES[:size] if size <= len(_NAMES) else map(str, range(size))
         return [own[name] if name in own else getattr(self, name) for name in names]
 
     def __getstate__(self) -> dict:

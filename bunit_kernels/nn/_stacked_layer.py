@@ -84,7 +84,8 @@ class StackedLayer(nn.Module):
 
     def read_biases(self) -> list[Tensor]:
         """One a level, or none."""
-        return [] if self.biases is None else self.biases()
+        biases = self.biases
+        return [] if biases is None else biases()
 
     def folded(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases with the norms' running statistics folded in (differentiable), made
