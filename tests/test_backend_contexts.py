@@ -64,6 +64,57 @@ def test_asyncio_tasks_have_their_own_choices():
     asyncio.run(both())
 
 
+class Names(torch.utils.data.Dataset):
+    """The backend in force where an item is read."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return backends.get_backend()
+
+
+@pytest.mark.parametrize(("start", "expected"), [("fork", "reference"), ("spawn", "torch")])
+def test_workers_of_a_loader(start, expected, monkeypatch):
+    """Forked ones are in the block that their loader was asked in, spawned ones begin anew."""
+    monkeypatch.setenv("BUNIT_BACKEND", "torch")
+    loader = torch.utils.data.DataLoader(
+        Names(), batch_size=None, num_workers=1, multiprocessing_context=start
+    )
+    with backend("reference"):
+        assert list(loader) == [expected] * 2
+
+
+def test_a_backward_pass_runs_in_the_backend_of_its_forward_pass():
+    layer = StackedConv2d("2-4-2", 3)
+    x = torch.randn(2, 6, 9, 9, requires_grad=True)
+
+    def grads(forward, backward, thread=False):
+        with backend(forward):
+            y = layer(x).square().sum()
+        found = []
+
+        def back():
+            with backend(backward):
+                found.extend(torch.autograd.grad(y, [x, *layer.weights]))
+
+        if thread:
+            other = threading.Thread(target=back)
+            other.start()
+            other.join()
+        else:
+            back()
+        return found
+
+    of_ours, of_torch = grads("cpp", "cpp"), grads("torch", "torch")
+    assert any(not torch.equal(a, b) for a, b in zip(of_ours, of_torch, strict=True))
+    for thread in (False, True):
+        for forward, expected in (("cpp", of_ours), ("torch", of_torch)):
+            backward = "torch" if forward == "cpp" else "cpp"
+            for a, b in zip(grads(forward, backward, thread), expected, strict=True):
+                assert torch.equal(a, b)
+
+
 def test_compiled_layers_follow_the_choice(monkeypatch):
     torch._dynamo.reset()
     layer, graphs = StackedConv2d("2-4-2", 3).eval(), []

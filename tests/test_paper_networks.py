@@ -229,6 +229,16 @@ def test_draws():
     assert list(ours.state_dict()) == list(net.state_dict())
 
 
+def test_counted_units_of_the_exploration_network():
+    counts = [{"1-2-1": 3, "2-1-2": 1}, {"3-2-1": 4}]
+    ours, dense = (create_model(n, num_units=4, counts=counts) for n in ("bunit_cnn", "cnn"))
+    net = bunit_net(None, (4, 4), counts=counts)
+    assert (ours.stack1.units, ours.stack2.units) == (net.stack1.units, net.stack2.units)
+    assert dense(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(ValueError, match="add up to 4 units, units_per_layer asks for 20"):
+        create_model("bunit_cnn", counts=counts)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 from tiny_runs import CALM, assert_same, state
 
-from bunit_kernels.train import main
+from bunit_kernels.train import main, run
 from bunit_kernels.train.files import write_atomically, write_json
 from bunit_kernels.train.loop import Learner
 
@@ -69,6 +70,35 @@ def test_interrupted_and_resumed_is_uninterrupted(tiny, monkeypatch, capsys, net
     assert len(state(part, f"{network}_last.pt")["history"]) == epoch
     assert main(["--resume", str(part), "--quiet"]) == 0
     assert_same_runs(whole, part)
+
+
+@pytest.mark.parametrize("options", [[], ["--accumulate", "4", "--ema", "0.9"]], ids=str)
+def test_a_run_in_pieces_of_a_few_steps_is_one(tiny, capsys, monkeypatch, options):
+    _, whole = tiny(*options, out="whole")
+    clock = itertools.count(step=7)  # seconds at each look
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    code, part = tiny(*options, "--max-minutes", "0.5", out="part")
+    pieces = 1
+    while code == 3:
+        said = capsys.readouterr().err
+        assert "0.5 minutes are up; continue with: python -m bunit_kernels.train --resume" in said
+        code, pieces = main(["--resume", str(part), "--quiet", "--max-minutes", "0.5"]), pieces + 1
+    assert code == 0 and pieces > 3
+    assert_same_runs(whole, part)
+
+
+def test_no_minutes_leave_something_to_resume(tiny):
+    code, folder = tiny("--max-minutes", "0")
+    assert code == 3 and state(folder)["history"] == [] and state(folder)["batches"] == 0
+    assert main(["--resume", str(folder), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("minutes", ["-1", "nan", "inf", "soon"])
+def test_minutes_that_are_none(tiny, capsys, minutes):
+    with pytest.raises(SystemExit) as stop:
+        tiny(f"--max-minutes={minutes}")
+    assert stop.value.code == 2
+    assert f"expected minutes from 0 up, got '{minutes}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

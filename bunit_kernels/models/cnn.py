@@ -6,7 +6,7 @@ from torch import nn
 
 from ..nn import StackedConv2d
 from .blocks import ImageSize, check_count, dense_levels
-from .builder import Pool, alternate, draw_layers
+from .builder import Counts, Pool, alternate, draw_layers
 from .registry import register_model
 
 
@@ -18,6 +18,7 @@ def bunit_cnn(
     num_units: int = 20,
     pool: Pool | None = None,
     seed: int = 0,
+    counts: Counts | None = None,
 ) -> nn.Module:
     """The network of the paper's Table II: ``bunit_net(pool, (num_units, num_units))``.
 
@@ -29,12 +30,15 @@ def bunit_cnn(
         num_units: units of each stacked layer.
         pool: specs to draw them from, of one depth; ``PAPER_POOL`` where ``None``.
         seed: of the draw. Another seed is another network, of other widths.
+        counts: in place of a draw, for each of the two stacked layers a mapping from units of the
+            pool to numbers, which add up to ``num_units``.
 
     Raises:
-        ValueError: a number that is none, an empty pool, or specs of different depth drawn.
+        ValueError: a number that is none, an empty pool, specs of different depth drawn, or
+            ``counts`` that do not fit.
     """
     check_count("num_units", num_units)
-    layers = draw_layers(pool, (num_units, num_units), seed)
+    layers = draw_layers(pool, (num_units, num_units), seed, counts)
     return alternate(StackedConv2d, layers, num_classes, in_channels, image_size)
 
 
@@ -46,8 +50,9 @@ def cnn(
     num_units: int = 20,
     pool: Pool | None = None,
     seed: int = 0,
+    counts: Counts | None = None,
 ) -> nn.Module:
     """``bunit_cnn`` of the same arguments, with dense convolutions of the same total widths."""
     check_count("num_units", num_units)
-    layers = draw_layers(pool, (num_units, num_units), seed)
+    layers = draw_layers(pool, (num_units, num_units), seed, counts)
     return alternate(dense_levels, layers, num_classes, in_channels, image_size)

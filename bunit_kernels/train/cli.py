@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from ..models import list_models
 from .augment import AUGMENTATIONS
 from .checkpoint import load_checkpoint
 from .distributed import find_processes, joined
-from .errors import TrainingError, UserError
+from .errors import TimeUp, TrainingError, UserError
 from .evaluate import evaluate
 from .prepare import prepare_device
 from .recipes import RECIPES, list_recipes
@@ -30,7 +31,7 @@ _DEFAULTS = Settings()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 1 where training failed, 2 where the input
-    cannot be used, 130 where it was interrupted."""
+    cannot be used, 3 where ``--max-minutes`` went by first, 130 where it was interrupted."""
     try:
         options = parse(argv)
         if options.list_models:
@@ -80,7 +81,15 @@ def _run(options: argparse.Namespace) -> int:
             processes=processes,
         )
         try:
-            run.train()
+            run.train(options.max_minutes)
+        except TimeUp:
+            if processes.first:
+                print(
+                    f"{PROGRAM}: {options.max_minutes:g} minutes are up; continue with: {PROGRAM} "
+                    f"--resume {run.folder}",
+                    file=sys.stderr,
+                )
+            return 3
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted; continue with: {PROGRAM} --resume {run.folder}"
@@ -276,6 +285,14 @@ def _add_files(group) -> None:
         type=int,
         metavar="N",
     )
+    group.add_argument(
+        "--max-minutes",
+        type=_minutes,
+        default=None,
+        metavar="M",
+        help="stop training after M minutes (5 or 0.5) with a checkpoint and exit code 3; --resume "
+        "goes on to the same bits",
+    )
     _option(group, "tensorboard", "write curves for TensorBoard into the run's folder")
     group.add_argument(
         "--out",
@@ -301,6 +318,16 @@ def _add_files(group) -> None:
     group.add_argument(
         "--eval-only", action="store_true", default=False, help="evaluate --checkpoint and stop"
     )
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected minutes from 0 up, got {text!r}")
+    return value
 
 
 class _ModelArgument(argparse.Action):

@@ -41,6 +41,12 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def agree(self, yes: bool, device: torch.device) -> bool:
+        """What the first process says, whose clock counts; all have to ask."""
+        if self.world == 1:
+            return yes
+        return bool(self.total(torch.tensor(float(yes and self.first), device=device)))
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.world > 1:

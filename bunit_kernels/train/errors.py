@@ -15,6 +15,10 @@ class TrainingError(Exception):
     """Training that started well and cannot go on; exit code 1."""
 
 
+class TimeUp(Exception):
+    """Training that was to last no longer, its checkpoint written; exit code 3."""
+
+
 def require(module: str, package: str, purpose: str, extra: str = "train") -> ModuleType:
     """Imports a module of an optional extra.
 

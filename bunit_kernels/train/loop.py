@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .checkpoint import load_weights
 from .distill import Teacher
 from .distributed import Processes
-from .errors import TrainingError, UserError, first_line
+from .errors import TimeUp, TrainingError, UserError, first_line
 from .feed import Feed
 from .optimizers import learning_rate, make_average, make_optimizer
 from .randomness import seed_step
@@ -147,7 +147,11 @@ class Learner:
             self.average.update_parameters(self.model)
 
     def train_epoch(
-        self, feed: Feed, tick: Callable[[], None], save: Callable[[], None] | None = None
+        self,
+        feed: Feed,
+        tick: Callable[[], None],
+        save: Callable[[], None] | None = None,
+        time_up: Callable[[], bool] = lambda: False,
     ) -> dict:
         """Trains to the end of the current epoch and returns its figures.
 
@@ -155,9 +159,11 @@ class Learner:
             tick: called after each batch.
             save: called after every ``save_every``-th step, at a place that training can be taken
                 up from.
+            time_up: asked after every step but the last; where it says so, ``save`` is called.
 
         Raises:
             TrainingError: the loss is no longer finite. What was saved before is as it was.
+            TimeUp: ``time_up`` said so.
         """
         epoch, start, before = len(self.history), time.perf_counter(), self.batches
         accumulate, steps = self.settings.accumulate, 0
@@ -176,7 +182,13 @@ class Learner:
             if last:
                 self.update()
                 steps += 1
-                self._check_and_save(save if self.batches < feed.steps else None, steps)
+                more = self.batches < feed.steps
+                self._check_and_save(save if more else None, steps)
+                if more and time_up():
+                    self._check_loss()
+                    if save is not None:
+                        save()
+                    raise TimeUp
             tick()
         self._check_loss()
         seconds = time.perf_counter() - start

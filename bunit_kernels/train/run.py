@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from .checkpoint import (
 )
 from .distill import load_teacher
 from .distributed import Processes
-from .errors import UserError, first_line, require
+from .errors import TimeUp, UserError, first_line, require
 from .feed import make_feed
 from .files import write_json
 from .loop import Learner
@@ -92,12 +94,25 @@ class Run:
             self._update_figures(learner)
         self._write_report()
 
-    def train(self) -> None:
-        """Trains all networks, measures their times, writes and prints the figures."""
+    def train(self, max_minutes: float | None = None) -> None:
+        """Trains all networks, measures their times, writes and prints the figures.
+
+        Raises:
+            TimeUp: ``max_minutes`` went by before all networks were trained. A checkpoint has been
+                written that ``resume`` goes on from.
+        """
+        start = time.monotonic()
+
+        def time_up() -> bool:
+            if max_minutes is None:
+                return False
+            over = time.monotonic() - start >= 60 * max_minutes
+            return self.processes.agree(over, self.device)
+
         if self.processes.first and self.report["recipe"] is not None:
             print(describe_recipe(self.report["recipe"]), flush=True)
         for learner in self.learners:
-            self._fit(learner)
+            self._fit(learner, time_up)
         self.processes.wait()
         for key, measure in (
             ("training_step_seconds", reporting.time_training),
@@ -164,7 +179,7 @@ class Run:
             ) from error
         return counts
 
-    def _fit(self, learner: Learner) -> None:
+    def _fit(self, learner: Learner, time_up: Callable[[], bool]) -> None:
         epochs, done = self.settings.epochs, len(learner.history)
         if not learner.history and not learner.batches:
             self._save(learner)  # something to resume from, however soon one stops it
@@ -185,8 +200,10 @@ class Run:
         )
         with progress:
             while len(learner.history) < epochs:
+                if time_up():
+                    raise TimeUp
                 figures = learner.train_epoch(
-                    self.feed, lambda: progress.step(batch), lambda: self._save(learner)
+                    self.feed, lambda: progress.step(batch), lambda: self._save(learner), time_up
                 )
                 best = max((f["test_accuracy"] for f in learner.history), default=-1.0)
                 learner.history.append(figures)
