@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 #include <vector>
 
 #include "stack.h"
@@ -134,23 +135,31 @@ class Narrowed {
  public:
   explicit Narrowed(Tensor& t) : dtype_(scalar_of(t)), data_(t.mutable_data_ptr()) {}
 
-  void set(int64_t i, double value) const {
+  void set(int64_t i, double value) const { set(i, &value, 1); }
+
+  // Values [first, first + count).
+  template <class T>
+  void set(int64_t first, const T* values, int64_t count) const {
     switch (dtype_) {
       case Scalar::float32:
-        static_cast<float*>(data_)[i] = float(value);
-        return;
+        return convert<float>(first, values, count);
       case Scalar::float64:
-        static_cast<double*>(data_)[i] = value;
-        return;
+        return convert<double>(first, values, count);
       case Scalar::bfloat16:
-        static_cast<c10::BFloat16*>(data_)[i] = c10::BFloat16(float(value));
-        return;
+        return convert<c10::BFloat16>(first, values, count);
       default:
-        static_cast<c10::Half*>(data_)[i] = c10::Half(float(value));
+        return convert<c10::Half>(first, values, count);
     }
   }
 
  private:
+  template <class To, class T>
+  void convert(int64_t first, const T* values, int64_t count) const {
+    To* to = static_cast<To*>(data_) + first;
+    using Between = std::conditional_t<std::is_same_v<To, double>, double, float>;
+    for (int64_t i = 0; i < count; ++i) to[i] = To(Between(values[i]));
+  }
+
   Scalar dtype_;
   void* data_;
 };
@@ -221,13 +230,19 @@ T* pack_pairs(int64_t c_in, int64_t c_out, const Weight& weight, T* out) {
 template <class T>
 void sum_parts(const T* parts, int64_t count, int64_t step, int64_t size, Tensor& out,
                int64_t first = 0) {
-  constexpr int64_t kElements = 4096;
+  constexpr int64_t kElements = 4096, kAtOnce = 128;
   const Narrowed sums(out);
   for_each_item((size + kElements - 1) / kElements, [&](int64_t item) {
-    for (int64_t i = item * kElements; i < std::min(size, (item + 1) * kElements); ++i) {
-      double total = 0;
-      for (int64_t part = 0; part < count; ++part) total += double(parts[part * step + i]);
-      sums.set(first + i, total);
+    const int64_t start = item * kElements, end = std::min(size, start + kElements);
+    if (count == 1) return sums.set(first + start, parts + start, end - start);
+    for (int64_t begin = start; begin < end; begin += kAtOnce) {
+      const int64_t n = std::min(kAtOnce, end - begin);
+      std::array<double, kAtOnce> totals{};
+      for (int64_t part = 0; part < count; ++part) {
+        const T* values = parts + part * step + begin;
+        for (int64_t i = 0; i < n; ++i) totals[size_t(i)] += double(values[i]);
+      }
+      sums.set(first + begin, totals.data(), n);
     }
   });
 }
