@@ -2,9 +2,9 @@
 // input once into shared memory, through the norm and activation before the level where there is
 // one. Where not all input channels fit, or there are too few tiles to go round, a block takes four
 // output channels alone, and input channels a few at a time: sums stay in registers, so that units
-// may be of any width. The gradient of the input is the same with weights turned; at strides of 2
-// and more, and where a kernel's reach leaves no room for a tile, pixels are read from global
-// memory instead.
+// may be of any width. The gradient of the input is the same with weights turned; at stride 2 a
+// tap meets every other pixel of it. At larger strides, and where a kernel's reach leaves no room
+// for a tile, pixels are read from global memory instead.
 //
 // Widths of 16 and more are work for tensor cores, 989 TFLOP/s of dense bfloat16 on an H200 against
 // the 67 of plain multiply-adds used here; at 3x3 and width 16 these take 2 * 9 * 16 / 67e12 s a
@@ -25,7 +25,7 @@ namespace {
 struct Tiling {
   static constexpr int kThreads = 128, kRows = 4, kWidth = 32;
   static constexpr int64_t kSharedBytes = 40 * 1024, kWholeBytes = 64 * 1024;
-  static constexpr int kBlocks = 4;  // for each processor, which runs as many of them at once
+  static constexpr int kBlocks = 5;  // for each processor, which runs as many of them at once
 
   // Floats of shared memory for sums over the block: of moments, of a norm's gradient.
   static constexpr int kSums = 2 * kChannels * kThreads / 32;
@@ -62,11 +62,23 @@ __device__ inline UnitWeight weight_of(const LevelConvCall& call, const LevelUni
           call.transposed && call.stride == 1};
 }
 
+// At most so many rows (columns) of a gradient are what so many of the input's are made of, where
+// the convolution had stride 2.
+__host__ __device__ inline int spread_over(int size, int span) { return (size - 1 + span) / 2 + 2; }
+
 // The input that a tile is made of.
 __device__ inline Window window_of(const LevelConvCall& call, const Tiling& tiling,
                                    const Kind& kind, const Place& place) {
   const int span = call.dilation * (kind.kernel - 1), stride = call.transposed ? 1 : call.stride;
   const int pad = shape_of(kind, call).pad;
+  if (call.transposed && call.stride == 2) {  // shifts round down, also below 0
+    return {place.n0,
+            place.images,
+            (place.y + pad - span) >> 1,
+            (place.x + pad - span) >> 1,
+            spread_over(tiling.h(), span),
+            spread_over(tiling.w, span)};
+  }
   return {place.n0,
           place.images,
           place.y * stride - pad,
@@ -103,6 +115,42 @@ __device__ void accumulate_direct(const LevelConvCall& call, int kernel, int pad
           const float v = call.x.read<T>(n, channel + ci, line, column);
 #pragma unroll
           for (int c = 0; c < C; ++c) acc[c][r] += weights[c] * v;
+        }
+      }
+    }
+  }
+}
+
+// The gradient of the input of a level of stride 2: a tap meets every other pixel, of a row as of a
+// column. `y` and `x` are those of the first pixel, plus the padding, from twice the window's first
+// on; all rows of a block have the same parity, neighbouring columns have not.
+template <int C, int R>
+__device__ void accumulate_every_other(const float* window, int pitch, int plane, int kernel,
+                                       int dilation, int channels, int y, int x,
+                                       const float* weights, float (&acc)[C][R]) {
+  for (int ci = 0; ci < channels; ++ci, window += plane) {
+    for (int ky = 0; ky < kernel; ++ky) {
+      const int row = y - ky * dilation;
+      for (int kx = 0; kx < kernel; ++kx, weights += C) {
+        const int column = x - kx * dilation;
+        if (column & 1) continue;
+        const float* from = window + ((row + 1) >> 1) * pitch + (column >> 1);
+        float w[C];
+        load_weights(weights, w);
+        if (row & 1) {
+#pragma unroll
+          for (int r = 1; r < R; r += 2) {
+            const float v = from[r / 2 * pitch];
+#pragma unroll
+            for (int c = 0; c < C; ++c) acc[c][r] += w[c] * v;
+          }
+        } else {
+#pragma unroll
+          for (int r = 0; r < R; r += 2) {
+            const float v = from[r / 2 * pitch];
+#pragma unroll
+            for (int c = 0; c < C; ++c) acc[c][r] += w[c] * v;
+          }
         }
       }
     }
@@ -153,6 +201,10 @@ __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const
     if (tiling.direct) {
       accumulate_direct<T>(call, kind.kernel, shape.pad, at.n0, first_in + ci, channels, at.y, at.x,
                            weights, acc);
+    } else if (call.transposed && call.stride == 2) {
+      accumulate_every_other(tile + image * window.h * window.w, window.w, window.plane(),
+                             kind.kernel, call.dilation, channels, at.y + shape.pad - 2 * window.y,
+                             at.x + shape.pad - 2 * window.x, weights, acc);
     } else {
       const Taps taps{kind.kernel, call.dilation, stride, window.w, window.plane()};
       accumulate(tile + (image * window.h + strip * R * stride) * window.w + x * stride, taps,
@@ -182,7 +234,7 @@ __device__ void run_block(const LevelConvCall& call, const Tiling& tiling, const
 }
 
 template <class T>
-__global__ void __launch_bounds__(Tiling::kThreads, 4)
+__global__ void __launch_bounds__(Tiling::kThreads, Tiling::kBlocks)
     level_conv_kernel(const __grid_constant__ LevelConvCall call,
                       const __grid_constant__ Tiling tiling, const __grid_constant__ Runs runs) {
   BUNIT_DYNAMIC_SHARED(float, shared);
@@ -236,9 +288,12 @@ Tiling tiling_of(const Stack& stack, int level, const LevelConvCall& call) {
   t.tiles_y = ceil_div(call.y.h, t.h());
   t.tiles_x = ceil_div(call.y.w, t.w);
   t.image_groups = ceil_div(call.y.n, t.images);
-  const int64_t pixels =
-      t.images * ((t.h() - 1) * stride + span + 1) * ((t.w - 1) * stride + span + 1);
-  t.direct = (call.transposed && call.stride > 1) ||
+  const bool halved = call.transposed && call.stride == 2;
+  const auto window = [&](int size) -> int64_t {
+    return halved ? spread_over(size, int(span)) : (size - 1) * stride + span + 1;
+  };
+  const int64_t pixels = t.images * window(t.h()) * window(t.w);
+  t.direct = (call.transposed && call.stride > 2) ||
              (pixels + area * kChannels) * 4 > Tiling::kSharedBytes;
   t.tile = t.direct ? 0 : int(pixels);
   const int64_t blocks = int64_t(t.tiles()) * int64_t(stack.units.size());

@@ -142,13 +142,15 @@ __device__ __forceinline__ void stage_output(const Patch& patch, const Sums<L>& 
 
 template <class T>
 __device__ __forceinline__ void run_fixed(const UnitForwardCall& call, const Tiling& tiling,
-                                          const Job& job, float* shared) {
+                                          const Job& job, float* shared, bool pack) {
   const Kind& kind = job.run.kind();
   float* first = shared + tiling.weights;
   float* second = first + tiling.first;
   float* weights = shared + job.units * fixed_floats(kind.widths[0], kind.widths[1]);
-  pack_fixed<T>(call, job, 0, shared);
-  pack_fixed<T>(call, job, 1, weights);
+  if (pack) {
+    pack_fixed<T>(call, job, 0, shared);
+    pack_fixed<T>(call, job, 1, weights);
+  }
   const Hidden hidden = hidden_of(call, kind, job.tile);
   if (hidden.clipped) {
     const int floats = job.units * kind.widths[1] * tiling.hidden.plane;

@@ -41,11 +41,16 @@ bool unit_forward(const Layer& layer, const UnitForwardCall& call, const Context
   t.residual_pairs = call.residual.data && call.residual.stride_c != 1 &&
                      vector_of(call.residual, bytes_of_value) > 1;
   const int64_t tiles = int64_t(t.tiles_y) * t.tiles_x * t.image_groups;
+  // Two blocks for each that the processors hold at a time: few enough that packing weights is
+  // little of their work, enough that uneven ones balance.
+  const int64_t wanted = int64_t(processors()) * Tiling::kBlocks * 2;
   const size_t bytes = size_t(t.weights + t.first + t.second) * sizeof(float);
   for (const Runs& runs : plan->list.launches) {
-    STD_TORCH_CHECK(tiles * runs.items < (int64_t(1) << 31), "more than 2^31 tiles");
+    const int64_t blocks = std::clamp<int64_t>(ceil_div(wanted, runs.items), 1, tiles);
+    STD_TORCH_CHECK(tiles < (int64_t(1) << 31) && blocks * runs.items < (int64_t(1) << 31),
+                    "more than 2^31 tiles");
     for_dtype(on.dtype, [&](auto type) {
-      launch_unit_forward<decltype(type)>(call, t, runs, unsigned(tiles * runs.items), bytes,
+      launch_unit_forward<decltype(type)>(call, t, runs, unsigned(blocks * runs.items), bytes,
                                           on.stream);
     });
     check_launch("unit_forward");

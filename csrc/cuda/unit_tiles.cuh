@@ -20,28 +20,61 @@ struct Job {
 };
 
 // Rows of a region, zero outside the image, V columns at a time: the V of a load begin at a
-// multiple of V, so that none straddles a border of the image.
+// multiple of V, so that none straddles a border of the image. A thread keeps its columns and steps
+// from row to row; a few of its loads are under way at a time.
 template <class T, int V>
 __device__ void load_rows(const View& x, int channel, int channels, int n0, int images, Region in,
                           float* to, Planes planes) {
-  const int first = in.x & -V;
-  const Divider loads((in.x + in.w - first + V - 1) / V), rows(in.h), count(images);
-  const int all = channels * images * in.h * int(loads.by);
-#pragma unroll 4
-  for (int i = int(threadIdx.x); i < all; i += Tiling::kThreads) {
-    int c = i;
-    const int column = first + loads.split(c) * V, row = rows.split(c), image = count.split(c);
-    const int y = in.y + row;
-    float values[V] = {};
-    if (y >= 0 && y < x.h && column >= 0 && column < x.w) {
-      const int64_t at = x.offset(n0 + image, channel + c, y, 0) + column * x.stride_w;
-      read_values<T, V>(static_cast<const T*>(x.data) + at, values);
-    }
-    float* line = to + c * planes.plane + image * planes.image + row * planes.pitch;
+  constexpr int kAhead = 4;
+  const int first = in.x & -V, loads = (in.x + in.w - first + V - 1) / V;
+  const int width = min(loads, Tiling::kThreads), lines = Tiling::kThreads / width;
+  const int y0 = int(threadIdx.x) / width, all = channels * images * in.h;
+  if (y0 >= lines) return;
+  const int64_t ahead = lines * x.stride_h, next_image = x.stride_n - in.h * x.stride_h;
+  const int64_t next_channel = x.stride_c - images * x.stride_n;
+  const int line_image = planes.image - in.h * planes.pitch;
+  const int line_channel = planes.plane - images * planes.image;
+  for (int load = int(threadIdx.x) % width; load < loads; load += width) {
+    const int column = first + load * V, from = column - in.x;
+    const bool present = column >= 0 && column < x.w;
+    bool own[V];
+    int places[V];
 #pragma unroll
     for (int e = 0; e < V; ++e) {
-      const int at = column + e - in.x;
-      if (at >= 0 && at < in.w) line[planes.column(at)] = values[e];
+      own[e] = from + e >= 0 && from + e < in.w;
+      places[e] = planes.column(from + e);
+    }
+    const T* p =
+        static_cast<const T*>(x.data) + x.offset(n0, channel, in.y + y0, 0) + column * x.stride_w;
+    float* line = to + y0 * planes.pitch;
+    int y = y0, image = 0;
+    for (int i = y0; i < all; i += kAhead * lines) {
+      float values[kAhead][V];
+      float* rows[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        while (y >= in.h) {
+          y -= in.h, p += next_image, line += line_image;
+          if (++image == images) image = 0, p += next_channel, line += line_channel;
+        }
+#pragma unroll
+        for (int e = 0; e < V; ++e) values[k][e] = 0.f;
+        if (present && i + k * lines < all && unsigned(in.y + y) < unsigned(x.h)) {
+          read_values<T, V>(p, values[k]);
+        }
+        rows[k] = line;
+        y += lines;
+        p += ahead;
+        line += lines * planes.pitch;
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (i + k * lines >= all) break;
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          if (own[e]) rows[k][places[e]] = values[k][e];
+        }
+      }
     }
   }
 }
