@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "paper_networks.md")
+DOCS = ("results", "paper_networks", "reproducing_the_paper")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in DOCS))
 BLOCK = re.compile(r"(<!-- made by: python (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
