@@ -32,7 +32,8 @@ def test_unknown_model_lists_the_known_ones():
 
 
 def test_unknown_argument_names_the_accepted_ones():
-    with pytest.raises(TypeError, match="takes num_classes, .*seed, counts, shuffle; got .* 'depth'"):
+    message = "takes num_classes, .*seed, counts, shuffle; got .* 'depth'"
+    with pytest.raises(TypeError, match=message):
         create_model("bunit_cnn", depth=3)
 
 
