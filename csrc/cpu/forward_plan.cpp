@@ -115,7 +115,8 @@ int64_t ForwardPlan::stage_bytes(const ForwardCall& call, const Group& group,
   const int64_t out_plane = rows * call.y.w * call.lanes + kPlaneGap;
   const int64_t in = group.ins * in_plane + 64;
   const int64_t out = group.outs * out_plane + 64;
-  const int64_t elements = (call.x.is_interleaved() ? in : 0) + (call.y.is_interleaved() ? out : 0) +
+  const int64_t elements = (call.x.is_interleaved() ? in : 0) +
+                           (call.y.is_interleaved() ? out : 0) +
                            (call.residual.is_interleaved() ? out : 0);
   return elements * compute_size(dtype_);
 }

@@ -1,5 +1,6 @@
-// What the operators hand to the kernels: plain structs, no code but what is always inlined, so that
-// each instruction set's translation unit shares nothing with the others that a linker could mix up.
+// What the operators hand to the kernels: plain structs, no code but what is always inlined, so
+// that each instruction set's translation unit shares nothing with the others that a linker could
+// mix up.
 #pragma once
 
 #include <cstddef>
