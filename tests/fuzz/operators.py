@@ -163,7 +163,8 @@ def run(index: int) -> bool:
         return True  # ill-conditioned where channels hardly vary
     results = torch.utils._pytree.tree_leaves(results)
     right = expected(name, args)
-    if all(t.isfinite().all() for t in right):
+    # False of NaN too. What is about as large as the dtype holds may come out infinite.
+    if all((t.abs() < 0.99 * torch.finfo(dtype).max).all() for t in right):
         for result, wanted in zip(results, right, strict=False):
             share = 1e-6 if dtype == torch.float64 else 4 * tolerance(dtype, 4096, 60)
             assert_near(result.reshape(wanted.shape), wanted, share, f"{name}, {index}", scale=1.0)
